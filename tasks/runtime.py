@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from typing import Protocol
 from uuid import UUID
@@ -44,10 +44,8 @@ def open_store(execution: ExecutionSpec) -> Store:
 
 def say_done(step: str, summary: str, *, reused: bool) -> None:
     """Log how a step ended, on the run's page and in the terminal."""
-    try:
+    with suppress(MissingContextError):  # a task function can be called outside a run
         get_run_logger().info("%s: %s%s", step, summary, " (reused)" if reused else "")
-    except MissingContextError:  # the task function was called outside a run
-        pass
     shown = display.get()
     if shown is not None:
         shown.finish(step, summary, reused=reused)

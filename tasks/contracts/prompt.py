@@ -1,4 +1,4 @@
-"""How an item is put to a model: one rendering for training, evaluation and serving, so that the three cannot differ."""
+"""How an item is put to a model: one rendering for training, evaluation and serving, so that they cannot differ."""
 
 from __future__ import annotations
 

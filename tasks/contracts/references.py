@@ -6,10 +6,10 @@ A stage takes the reference type of the stage before it and no other, so the ord
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
+from typing import Literal
 
 from tasks.contracts.prompt import Decoding, Prompt
-from tasks.contracts.spec import ExecutionSpec, Frozen, Guard, Policy, TaskSpec, TrainSpec
+from tasks.contracts.spec import ExecutionSpec, Frozen, Guard, Policy, RetrainSpec, TaskSpec, TrainSpec
 
 
 class ArtefactRef(Frozen):
@@ -88,9 +88,22 @@ class TrainRequest(Frozen):
     accept_risks: dict[Guard, str] = {}
     execution: ExecutionSpec
 
+    @classmethod
+    def of(cls, spec: RetrainSpec, splits: SplitsRef, base: BaseModelRef) -> TrainRequest:
+        """The training that a whole run asks for."""
+        return cls(
+            name=spec.name,
+            task=spec.task,
+            splits=splits,
+            base=base,
+            recipe=spec.train,
+            accept_risks=dict(spec.curate.accept_risks),
+            execution=spec.execution,
+        )
+
 
 class TrainedModelRef(ArtefactRef):
-    """What training made: `adapter/` (peft, safetensors), `merged/` (plain transformers), `curves.jsonl`, `summary.json`.
+    """What training made: `adapter/` (peft), `merged/` (plain transformers), `curves.jsonl`, `summary.json`.
 
     Attributes:
         adapter_digest: sha256 over the files of `adapter/`.
@@ -219,16 +232,21 @@ class MetricComparison(Frozen):
     """One metric of both models on the same items.
 
     `low` and `high` bound the difference (candidate minus baseline) at `confidence`; `baseline_low` .. `candidate_high`
-    bound the two values alone.
+    bound the two values alone. `method` names how the difference was bounded.
     """
 
     metric: str
     baseline: float
+    baseline_low: float
+    baseline_high: float
     candidate: float
+    candidate_low: float
+    candidate_high: float
     difference: float
     low: float
     high: float
     confidence: float
+    method: str
     n: int
 
 
@@ -283,9 +301,7 @@ class RunResult(Frozen):
     """What a whole run hands to whoever started it. `folder` holds `verdict.json` and `report.html`."""
 
     name: str
-    outcome: Outcome
-    reasons: tuple[str, ...]
+    verdict: Verdict
     folder: str
+    model_folder: str
     registered: RegisteredModelRef | None
-    reused: tuple[str, ...]
-    numbers: dict[str, Any]

@@ -7,9 +7,10 @@ Knobs that nobody should need to turn are not here; they are constants beside th
 
 from __future__ import annotations
 
+import os
 import re
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
@@ -95,11 +96,17 @@ class DataSpec(Frozen):
     messages_field: str | None = knob(
         4, "Column with chat messages; the last assistant turn is the answer. Replaces text and target.", default=None
     )
-    id_field: str | None = knob(5, "Column with the row's id; a row without one gets one from its content.", default="id")
+    id_field: str | None = knob(
+        5, "Column with the row's id; a row without one gets one from its content.", default="id"
+    )
     group_field: str | None = knob(6, "Column that ties rows which belong together.", default=None)
     slice_field: str | None = knob(7, "Column that names a part of the data to report on.", default=None)
     max_characters: int = knob(
-        8, "Longest input that is accepted, in characters; longer rows are quarantined.", default=20_000, ge=1, le=1_000_000
+        8,
+        "Longest input that is accepted, in characters; longer rows are quarantined.",
+        default=20_000,
+        ge=1,
+        le=1_000_000,
     )
     max_invalid_share: float = knob(
         9, "Share of quarantined rows above which the run stops.", default=0.02, ge=0.0, le=1.0
@@ -116,19 +123,32 @@ class GoldenSpec(Frozen):
     """The golden set: frozen before training, looked at only by the gate."""
 
     path: str = knob(0, "Folder of the frozen golden set.", min_length=1)
-    items: int = knob(1, "How many items to freeze (used by `goldgate golden freeze` alone).", default=400, ge=1, le=100_000)
+    items: int = knob(
+        1, "How many items to freeze (used by `goldgate golden freeze` alone).", default=400, ge=1, le=100_000
+    )
     digest: str | None = knob(
-        2, "sha256 that the golden set must have; none trusts the digest kept in its folder.", default=None, pattern=r"^[0-9a-f]{64}$"
+        2,
+        "sha256 that the golden set must have; none trusts the digest kept in its folder.",
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
     )
 
 
 class CurateSpec(Frozen):
     """How rows become a train and a dev split."""
 
-    dev_share: float = knob(0, "Share of the rows kept for dev (early stopping, prompt choice).", default=0.1, gt=0.0, lt=0.5)
-    max_train_rows: int | None = knob(1, "At most this many training rows, drawn by class; none takes all.", default=None, ge=1)
+    dev_share: float = knob(
+        0, "Share of the rows kept for dev (early stopping, prompt choice).", default=0.1, gt=0.0, lt=0.5
+    )
+    max_train_rows: int | None = knob(
+        1, "At most this many training rows, drawn by class; none takes all.", default=None, ge=1
+    )
     near_duplicate: float = knob(
-        2, "Jaccard similarity of word 3-shingles from which two rows count as near-duplicates.", default=0.8, gt=0.3, le=1.0
+        2,
+        "Jaccard similarity of word 3-shingles from which two rows count as near-duplicates.",
+        default=0.8,
+        gt=0.3,
+        le=1.0,
     )
     accept_risks: dict[Guard, Annotated[str, Field(min_length=10)]] = knob(
         3, "Guards to override, each with the reason (recorded in the run).", default={}
@@ -143,7 +163,13 @@ class TrainSpec(Frozen):
     lora_rank: int = knob(2, "Rank of the LoRA adapter (alpha is twice the rank).", default=16, ge=1, le=256)
     batch_size: int = knob(3, "Rows in one forward pass.", default=8, ge=1, le=512)
     gradient_accumulation: int = knob(4, "Forward passes in one optimiser step.", default=1, ge=1, le=512)
-    max_tokens: int = knob(5, "Longest row in tokens, prompt and answer together; a longer one stops the run.", default=1024, ge=16, le=131_072)
+    max_tokens: int = knob(
+        5,
+        "Longest row in tokens, prompt and answer together; a longer one stops the run.",
+        default=1024,
+        ge=16,
+        le=131_072,
+    )
     evaluations: int = knob(6, "How often the dev loss is looked at (and a checkpoint kept).", default=4, ge=1, le=100)
     patience: int = knob(7, "Looks without a better dev loss after which training stops.", default=2, ge=1, le=100)
     seed: int = knob(8, "Seed of everything random in training.", default=17, ge=0, le=2**31 - 1)
@@ -161,9 +187,15 @@ class EvaluateSpec(Frozen):
     max_new_tokens: int = knob(1, "Longest answer in tokens.", default=32, ge=1, le=4096)
     batch_size: int = knob(2, "Items asked at a time.", default=16, ge=1, le=1024)
     baseline_shots: int = knob(
-        3, "Examples in the base model's few-shot prompt; the better of zero- and few-shot on dev is the baseline.", default=8, ge=0, le=64
+        3,
+        "Examples in the base model's few-shot prompt; the better of zero- and few-shot on dev is the baseline.",
+        default=8,
+        ge=0,
+        le=64,
     )
-    baseline_dev_items: int = knob(4, "Dev items on which the baseline's prompt is chosen.", default=100, ge=10, le=10_000)
+    baseline_dev_items: int = knob(
+        4, "Dev items on which the baseline's prompt is chosen.", default=100, ge=10, le=10_000
+    )
 
 
 class Policy(Frozen):
@@ -171,25 +203,43 @@ class Policy(Frozen):
 
     metric: Metric = knob(0, "The metric that decides.", default=Metric.EXACT_MATCH)
     alpha: float = knob(1, "Chance of promoting a candidate that is no better.", default=0.05, gt=0.0, le=0.5)
-    min_improvement: float = knob(2, "By how much the candidate must be better, in units of the metric.", default=0.0, ge=0.0, lt=1.0)
+    min_improvement: float = knob(
+        2, "By how much the candidate must be better, in units of the metric.", default=0.0, ge=0.0, lt=1.0
+    )
+
+
+def _absolute(store: str) -> str:
+    """A folder as absolute path, since the parts of a run work in different folders; a URI as it is."""
+    return store if "://" in store else os.path.abspath(store)
 
 
 class ExecutionSpec(Frozen):
     """Where things run and are kept. Nothing here changes a result, so nothing here enters a fingerprint."""
 
-    store: str = knob(0, "Where artefacts are kept: a folder, or any fsspec URI.", default=".goldgate", min_length=1)
+    store: Annotated[str, AfterValidator(_absolute)] = knob(
+        0,
+        "Where artefacts are kept: a folder or an fsspec URI; else the environment's GOLDGATE_STORE, else .goldgate.",
+        default_factory=lambda: _absolute(os.environ.get("GOLDGATE_STORE", ".goldgate")),
+        min_length=1,
+    )
     tracking_uri: str | None = knob(
-        1, "MLflow tracking server or database; none is the environment's MLFLOW_TRACKING_URI, else SQLite in the store.", default=None
+        1,
+        "MLflow tracking server or database; none is the environment's MLFLOW_TRACKING_URI, else SQLite in the store.",
+        default=None,
     )
     train_deployment: str | None = knob(
-        2, "Prefect deployment that trains (flow/deployment); none trains inside this run.", default=None, pattern=r"^[^/]+/[^/]+$"
+        2,
+        "Prefect deployment that trains (flow/deployment); none trains inside this run.",
+        default=None,
+        pattern=r"^[^/]+/[^/]+$",
     )
 
 
 def _model_uri(uri: str) -> str:
-    if re.match(r"^[a-z]+:", uri) and not re.match(r"^(hf|gguf|models|openai):.+", uri):
+    if re.match(r"^[a-z][a-z0-9+.-]+:", uri) and not re.match(r"^(hf|gguf|models|openai):.+", uri):
         raise ValueError(
-            f"{uri!r} is no model URI: use a local folder, hf:<repo>, gguf:<file>, models:/<name>@<alias> or openai:<model>"
+            f"{uri!r} is no model URI: use a local folder, hf:<repo>, gguf:<file>, "
+            "models:/<name>@<alias> or openai:<model>"
         )
     return uri
 
@@ -208,11 +258,11 @@ class RetrainSpec(Frozen):
     golden: GoldenSpec = knob(3, "The golden set.")
     base_model: ModelUri = knob(
         4,
-        "Base model: a local folder, hf:<repo>, or gguf:<file> (gguf:pkg:<package>/<file> for a file of an installed package).",
+        "Base model: a local folder, hf:<repo>, or gguf:<file> (gguf:pkg:<package>/<file> in an installed package).",
         min_length=1,
     )
     curate: CurateSpec = knob(5, "From rows to splits.", default=CurateSpec())
     train: TrainSpec = knob(6, "The QLoRA recipe.", default=TrainSpec())
     evaluate: EvaluateSpec = knob(7, "How models are asked.", default=EvaluateSpec())
     policy: Policy = knob(8, "What the gate asks.", default=Policy())
-    execution: ExecutionSpec = knob(9, "Where things run and are kept.", default=ExecutionSpec())
+    execution: ExecutionSpec = knob(9, "Where things run and are kept.", default_factory=ExecutionSpec)

@@ -312,4 +312,3 @@ def _cache_home() -> Path:
     home = Path(os.environ.get("XDG_CACHE_HOME", str(Path.home() / ".cache"))) / "goldgate"
     home.mkdir(parents=True, exist_ok=True)
     return home
-

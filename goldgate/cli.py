@@ -1,0 +1,179 @@
+"""`goldgate`: the command line. Each command reads a configuration, calls a flow or a room, prints what came out."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from goldgate.config import load_spec, parse, read_yaml
+from tasks.contracts.errors import GoldgateError, SpecError
+from tasks.contracts.spec import ExecutionSpec, Policy, RetrainSpec
+
+EXIT_ERROR = 1
+EXIT_NOT_PROMOTED = 3
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    help="Fine-tune a small language model, and let it into production only if it is shown to be better.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+golden_app = typer.Typer(help="Golden sets.", no_args_is_help=True)
+app.add_typer(golden_app, name="golden")
+
+console = Console()
+errors = Console(stderr=True)
+
+Config = Annotated[Path, typer.Argument(help="The configuration, a YAML file (see examples/).", show_default=False)]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", help="key.path=value: wins over the file. May be given many times.")
+]
+StoreOption = Annotated[str | None, typer.Option("--store", help="Where artefacts are kept.", envvar="GOLDGATE_STORE")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+@app.command()
+def run(
+    config: Config,
+    overrides: Overrides = None,
+    require_promote: Annotated[
+        bool, typer.Option("--require-promote", help="Exit 3 unless the verdict is PROMOTE.")
+    ] = False,
+) -> None:
+    """Train a candidate, compare it on the golden set, and register it only if it is shown to be better."""
+    spec = load_spec(config, overrides or [])
+    _prepare(spec.execution)
+    from flows.retrain import retrain
+    from goldgate.summary import print_result
+    from goldgate.terminal import TerminalDisplay
+    from tasks.contracts.references import Outcome, RunResult
+    from tasks.runtime import display
+
+    console.print(f"[bold]{spec.name}[/]: {spec.task.instruction}", highlight=False)
+    with TerminalDisplay(console) as shown:
+        token = display.set(shown)
+        try:
+            state = retrain(spec, return_state=True)
+            result = state.result()
+        finally:
+            display.reset(token)
+    if not isinstance(result, RunResult):
+        raise TypeError(f"the flow handed back a {type(result).__name__}, not a RunResult")
+    print_result(console, result, reused=shown.reused)
+    if require_promote and result.verdict.outcome is not Outcome.PROMOTE:
+        raise typer.Exit(EXIT_NOT_PROMOTED)
+
+
+@golden_app.command("freeze")
+def golden_freeze(config: Config, overrides: Overrides = None) -> None:
+    """Draw the golden set from the data, once; training never sees it."""
+    spec = load_spec(config, overrides or [])
+    from tasks.data.golden import freeze
+
+    golden = freeze(spec)
+    console.print(f"Froze {golden.items} items in {golden.path}\nsha256 {golden.digest}", highlight=False)
+
+
+@app.command()
+def status(store: StoreOption = None, as_json: Json = False) -> None:
+    """What runs, and which model is champion."""
+    from goldgate.summary import print_status
+
+    execution = _execution(store)
+    _prepare(execution)
+    print_status(console, execution, as_json=as_json)
+
+
+@app.command()
+def up(store: StoreOption = None) -> None:
+    """Start Prefect, MLflow and the workers on this machine's loopback, and deploy every flow."""
+    from goldgate import services
+
+    services.up(Path(_local_store(store)), console)
+
+
+@app.command()
+def down(store: StoreOption = None) -> None:
+    """Stop what `up` started, and nothing else."""
+    from goldgate import services
+
+    services.down(Path(_local_store(store)), console)
+
+
+@app.command()
+def rollback(
+    name: Annotated[str, typer.Argument(help="The registered model.", show_default=False)],
+    reason: Annotated[str, typer.Option("--reason", help="Why; kept with the version.", show_default=False)],
+    store: StoreOption = None,
+) -> None:
+    """Make the previous version champion again."""
+    execution = _execution(store)
+    _prepare(execution)
+    from tasks.registry.register import rollback as roll_back
+
+    registered = roll_back(name, execution, reason)
+    console.print(f"{name}: version {registered.version} is champion again.", highlight=False)
+
+
+def main() -> None:
+    """Run a command; every refusal is a message and an exit code, never a traceback."""
+    with _refusals():
+        app(standalone_mode=True)
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except GoldgateError as error:
+        errors.print(f"[bold red]Stopped.[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        _leave(EXIT_ERROR)
+    except KeyboardInterrupt:
+        errors.print(
+            "[bold]Interrupted.[/] Finished steps are kept; the same command goes on from them.", highlight=False
+        )
+        _leave(EXIT_INTERRUPTED)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _leave(code: int) -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+def _execution(store: str | None) -> ExecutionSpec:
+    return ExecutionSpec() if store is None else ExecutionSpec(store=store)
+
+
+def _local_store(store: str | None) -> str:
+    root = _execution(store).store
+    if "://" in root:
+        raise SpecError(
+            "`up` and `down` need a store in a folder of this machine.", where=root, fix="give --store a folder"
+        )
+    return root
+
+
+def _prepare(execution: ExecutionSpec) -> None:
+    """Point Prefect and MLflow at the servers that `up` started, else at files in the store, before either loads."""
+    from goldgate import services
+
+    for name, value in services.client_environment(execution).items():
+        os.environ.setdefault(name, value)
+
+
+__all__ = ["Policy", "RetrainSpec", "app", "main", "parse", "read_yaml"]

@@ -1,0 +1,67 @@
+"""What a person sees while a run goes on: one line a step, with a bar and an estimate on the long ones."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from tasks.contracts.progress import Progress as StepProgress
+
+
+class TerminalDisplay:
+    """Shows steps on a console; a `Display` of `tasks.runtime`. On a pipe it prints one line a finished step."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._running: dict[str, TaskID] = {}
+        self.reused: list[str] = []
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description:<14}"),
+            BarColumn(bar_width=28),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("[dim]{task.fields[note]}"),
+            console=console,
+            transient=True,
+        )
+
+    def __enter__(self) -> Self:
+        self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bars.stop()
+
+    def start(self, step: str) -> None:
+        """A step begins; its bar has no length yet."""
+        if step not in self._running:
+            self._running[step] = self._bars.add_task(step, total=None, note="")
+
+    def update(self, step: str, progress: StepProgress) -> None:
+        """A step has come this far."""
+        self.start(step)
+        counted = f"{progress.done:,.0f} of {progress.total:,.0f} {progress.unit}"
+        note = f"{counted}, {progress.note}" if progress.note else counted
+        self._bars.update(self._running[step], completed=progress.done, total=progress.total or None, note=note)
+
+    def finish(self, step: str, summary: str, *, reused: bool) -> None:
+        """A step is done: its bar goes, one line stays."""
+        if reused:
+            self.reused.append(step)
+        seconds = ""
+        task = self._running.pop(step, None)
+        if task is not None:
+            elapsed = self._bars.tasks[self._bars.task_ids.index(task)].elapsed
+            self._bars.remove_task(task)
+            if elapsed is not None and elapsed >= 1.0 and not reused:
+                seconds = f"[dim]{elapsed:5.0f} s[/]"
+        mark = "[cyan]reused[/]" if reused else "[green]done[/]  "
+        self._console.print(f"  {mark} {seconds:>8} [bold]{step:<14}[/] {summary}", highlight=False)

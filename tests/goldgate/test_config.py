@@ -1,0 +1,109 @@
+"""Configurations: paths, overrides, and every way in which a file can be wrong."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from goldgate.config import load_spec
+from tasks.contracts.errors import SpecError
+
+GOOD = """\
+name: tickets
+task:
+  kind: classify
+  instruction: Which team?
+  labels: [billing, support]
+data: {source: rows.jsonl}
+golden: {path: golden}
+base_model: base
+"""
+
+
+def written(folder: Path, text: str) -> Path:
+    path = folder / "tickets.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
+    spec = load_spec(written(tmp_path, GOOD))
+    assert spec.data.source == str(tmp_path / "rows.jsonl")
+    assert spec.golden.path == str(tmp_path / "golden")
+    assert spec.base_model == str(tmp_path / "base")
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("hf:org/model", "hf:org/model"),
+        ("gguf:pkg:package/file.gguf", "gguf:pkg:package/file.gguf"),
+        ("gguf:file.gguf", "gguf:{folder}/file.gguf"),
+        ("/models/base", "/models/base"),
+    ],
+)
+def test_model_uris(tmp_path: Path, uri: str, expected: str) -> None:
+    spec = load_spec(written(tmp_path, GOOD), [f"base_model={uri}"])
+    assert spec.base_model == expected.format(folder=tmp_path)
+
+
+def test_overrides_win_and_reach_nested_fields(tmp_path: Path) -> None:
+    spec = load_spec(written(tmp_path, GOOD), ["train.epochs=0.5", "data.text_field=body", "task.labels=[a, b, c]"])
+    assert spec.train.epochs == 0.5
+    assert spec.data.text_field == "body"
+    assert spec.task.labels == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("train.epochs", "An override must read key.path=value."),
+        ("train.epoch=2", "train.epoch: there is no such field"),
+        ("train.epochs=-1", "train.epochs: Input should be greater than 0 (it is -1)"),
+        ("name.x=1", "name has no fields of its own."),
+        ("nme=1", "nme: there is no such field"),
+        ("task.labels=[a, a]", "task: labels must differ from each other"),
+        ("base_model=s3:x", "base_model: 's3:x' is no model URI"),
+        ("curate.accept_risks={few_rows: short}", "curate.accept_risks.few_rows: String should have at least 10"),
+        ("evaluate.engine=ollama", "evaluate.engine: String should match pattern"),
+    ],
+)
+def test_a_wrong_value_is_named(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        load_spec(written(tmp_path, GOOD), [override])
+    assert message in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "what", "where"),
+    [
+        ("name: [", "The configuration is not YAML", "tickets.yaml:"),
+        ("- a\n- b\n", "must be a mapping", "tickets.yaml"),
+        ("", "must be a mapping", "tickets.yaml"),
+        ("name: tickets\n", "task: Field required", "tickets.yaml"),
+    ],
+)
+def test_a_wrong_file_is_named(tmp_path: Path, text: str, what: str, where: str) -> None:
+    with pytest.raises(SpecError) as refused:
+        load_spec(written(tmp_path, text))
+    assert what in str(refused.value)
+    assert where in (refused.value.where or "")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SpecError, match="does not exist") as refused:
+        load_spec(tmp_path / "none.yaml")
+    assert refused.value.where == str(tmp_path / "none.yaml")
+
+
+def test_the_store_becomes_absolute_and_follows_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("GOLDGATE_STORE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert load_spec(written(tmp_path, GOOD)).execution.store == str(tmp_path / ".goldgate")
+    monkeypatch.setenv("GOLDGATE_STORE", str(tmp_path / "elsewhere"))
+    assert load_spec(written(tmp_path, GOOD)).execution.store == str(tmp_path / "elsewhere")
+    kept = load_spec(written(tmp_path, GOOD), ["execution.store=s3://bucket/x"])
+    assert kept.execution.store == "s3://bucket/x"
