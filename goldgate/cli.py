@@ -11,13 +11,15 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 
-from goldgate.config import load_spec, parse, read_yaml
+from goldgate.config import load_spec
 from tasks.contracts.errors import GoldgateError, SpecError
-from tasks.contracts.spec import ExecutionSpec, Policy, RetrainSpec
+from tasks.contracts.spec import ExecutionSpec
 
 EXIT_ERROR = 1
 EXIT_NOT_PROMOTED = 3
+EXIT_NOT_COMPARABLE = 3
 EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
@@ -83,6 +85,30 @@ def golden_freeze(config: Config, overrides: Overrides = None) -> None:
 
 
 @app.command()
+def gate(
+    baseline: Annotated[Path, typer.Argument(help="What runs today: an evaluation folder, JSONL, CSV or Parquet.")],
+    candidate: Annotated[Path, typer.Argument(help="What wants its place, on the same items.")],
+    policy: Annotated[Path, typer.Option("--policy", help="YAML: a policy, or a configuration that holds one.")],
+    as_json: Json = False,
+) -> None:
+    """Give a verdict on two result files. Exits 0 to promote, 1 to reject, 2 if inconclusive, 3 on bad input."""
+    from goldgate.summary import print_verdict
+    from tasks.contracts.references import Outcome
+    from tasks.gate.files import judge_files, read_policy
+
+    try:
+        verdict = judge_files(baseline, candidate, read_policy(policy))
+    except GoldgateError as error:
+        _refuse(error)
+        raise typer.Exit(EXIT_NOT_COMPARABLE) from error
+    if as_json:
+        print(verdict.model_dump_json(indent=2))
+    else:
+        print_verdict(console, verdict)
+    raise typer.Exit({Outcome.PROMOTE: 0, Outcome.REJECT: 1, Outcome.INCONCLUSIVE: 2}[verdict.outcome])
+
+
+@app.command()
 def status(store: StoreOption = None, as_json: Json = False) -> None:
     """What runs, and which model is champion."""
     from goldgate.summary import print_status
@@ -117,10 +143,12 @@ def rollback(
     """Make the previous version champion again."""
     execution = _execution(store)
     _prepare(execution)
-    from tasks.registry.register import rollback as roll_back
+    from tasks.registry.champion import rollback as roll_back
 
-    registered = roll_back(name, execution, reason)
-    console.print(f"{name}: version {registered.version} is champion again.", highlight=False)
+    now = roll_back(name, execution, reason)
+    if now.champion is None:
+        raise RuntimeError("a rollback ended without a champion")
+    console.print(f"{name}: version {now.champion.version} is champion again.", highlight=False)
 
 
 def main() -> None:
@@ -134,7 +162,7 @@ def _refusals() -> Iterator[None]:
     try:
         yield
     except GoldgateError as error:
-        errors.print(f"[bold red]Stopped.[/] {_escaped(str(error))}", highlight=False, soft_wrap=True)
+        _refuse(error)
         _leave(EXIT_ERROR)
     except KeyboardInterrupt:
         errors.print(
@@ -143,10 +171,8 @@ def _refusals() -> Iterator[None]:
         _leave(EXIT_INTERRUPTED)
 
 
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
+def _refuse(error: GoldgateError) -> None:
+    errors.print(f"[bold red]Stopped.[/] {escape(str(error))}", highlight=False, soft_wrap=True)
 
 
 def _leave(code: int) -> None:
@@ -174,6 +200,3 @@ def _prepare(execution: ExecutionSpec) -> None:
 
     for name, value in services.client_environment(execution).items():
         os.environ.setdefault(name, value)
-
-
-__all__ = ["Policy", "RetrainSpec", "app", "main", "parse", "read_yaml"]

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ MLFLOW_PORT = 5000
 
 _STATE = "services.json"
 _START_SECONDS = 180.0  # a cold first start on two busy cores takes about a minute
-_CANCEL_SECONDS = 15.0
+_CANCEL_SECONDS = 10.0
 _STOP_SECONDS = 8.0
 _HEARTBEAT_SECONDS = 30  # the automation in deployments/automations.yaml waits for three of these
 _ACTIVE = ["PENDING", "RUNNING", "CANCELLING"]
@@ -140,8 +140,8 @@ def up(
                 )
         services = Services(
             store=str(store),
-            prefect_url=f"http://127.0.0.1:{_port('Prefect', PREFECT_PORT, prefect_port, console)}",
-            mlflow_url=f"http://127.0.0.1:{_port('MLflow', MLFLOW_PORT, mlflow_port, console)}",
+            prefect_url=f"http://127.0.0.1:{choose_port('Prefect', PREFECT_PORT, prefect_port, console)}",
+            mlflow_url=f"http://127.0.0.1:{choose_port('MLflow', MLFLOW_PORT, mlflow_port, console)}",
         )
         try:
             return _start_all(services, store, prefect_file, console)
@@ -170,27 +170,48 @@ def down(store: Path, console: Console) -> None:
         console.print("Down. Everything kept stays in the store.", highlight=False)
 
 
+def worker_environment(services: Services, inherited: Mapping[str, str]) -> dict[str, str]:
+    """The environment of servers and workers. A person's own Prefect profile and settings have no say in it."""
+    kept = {name: value for name, value in inherited.items() if not name.startswith("PREFECT_")}
+    return {
+        **kept,
+        "PREFECT_HOME": f"{services.store}/prefect",
+        "PREFECT_API_URL": f"{services.prefect_url}/api",
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(_HEARTBEAT_SECONDS),
+        "MLFLOW_TRACKING_URI": services.mlflow_url,
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job runner is for LLM judges and costs 400 MB
+        "DO_NOT_TRACK": "1",
+        "GOLDGATE_STORE": services.store,
+        "NO_PROXY": ",".join(filter(None, (kept.get("NO_PROXY"), "127.0.0.1", "localhost"))),
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
 def deploy(prefect_url: str, environment: Mapping[str, str], prefect_file: Path, log: Path) -> None:
     """Make work pools and automations, then deploy all of a prefect.yaml; doing it again changes nothing.
 
     Raises:
         ServiceError: Prefect refuses a part (with its answer).
     """
-    with httpx.Client(base_url=f"{prefect_url}/api", timeout=30.0, trust_env=False) as api:
+    user, _, password = environment.get("PREFECT_API_AUTH_STRING", "").partition(":")
+    auth = httpx.BasicAuth(user, password) if user else None
+    with httpx.Client(base_url=f"{prefect_url}/api", auth=auth, timeout=30.0, trust_env=False) as api:
+        pools = {pool["name"] for pool in _ask(api, "POST", "/work_pools/filter", {})}
         for name, pool in _yaml("work_pools.yaml").items():
-            answer = api.post("/work_pools/", json={"name": name, **pool})
-            if answer.status_code == httpx.codes.CONFLICT:
+            if name in pools:
                 changes = {key: pool[key] for key in ("description", "concurrency_limit")}
-                answer = api.patch(f"/work_pools/{name}", json=changes)
-            _accepted(answer, f"work pool {name}")
-        known = {one["name"]: one["id"] for one in _accepted(api.post("/automations/filter", json={}), "automations")}
-        for automation in _yaml("automations.yaml")["automations"]:
-            name = automation["name"]
-            if name in known:
-                answer = api.put(f"/automations/{known[name]}", json=automation)
+                _ask(api, "PATCH", f"/work_pools/{name}", {**changes, "is_paused": False})  # `down` pauses
             else:
-                answer = api.post("/automations/", json=automation)
-            _accepted(answer, f"automation {name!r}")
+                _ask(api, "POST", "/work_pools/", {"name": name, **pool})
+        automations = {known["name"]: known["id"] for known in _ask(api, "POST", "/automations/filter", {})}
+        for automation in _yaml("automations.yaml")["automations"]:
+            if automation["name"] in automations:
+                _ask(api, "PUT", f"/automations/{automations[automation['name']]}", automation)
+            else:
+                _ask(api, "POST", "/automations/", automation)
     with log.open("wb") as out:
         done = subprocess.run(
             [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(prefect_file)],
@@ -208,7 +229,7 @@ def deploy(prefect_url: str, environment: Mapping[str, str], prefect_file: Path,
 
 
 def _start_all(services: Services, store: Path, prefect_file: Path, console: Console) -> Services:
-    environment = _environment(services, store)
+    environment = worker_environment(services, os.environ)
     logs = store / "logs"
     prefect_port, mlflow_port = (url.rpartition(":")[2] for url in (services.prefect_url, services.mlflow_url))
 
@@ -225,10 +246,12 @@ def _start_all(services: Services, store: Path, prefect_file: Path, console: Con
         console.print(f"  up  {name}", highlight=False)
 
     start("prefect", "prefect", "server", "start", "--host", "127.0.0.1", "--port", prefect_port)
+    # Runs keep their files in the store under plain file URIs, with or without the server: what a run without servers
+    # registered can be read through the server, and the other way round.
     start(
         "mlflow", "mlflow", "server", "--host", "127.0.0.1", "--port", mlflow_port, "--workers", "1",
         "--backend-store-uri", f"sqlite:///{store}/mlflow.db",
-        "--serve-artifacts", "--artifacts-destination", str(store / "mlartifacts"),
+        "--no-serve-artifacts", "--default-artifact-root", (store / "mlartifacts").as_uri(),
     )  # fmt: skip
     wait("prefect", lambda: _answers(f"{services.prefect_url}/api/ready"))
     with console.status("deploying …"):
@@ -242,25 +265,6 @@ def _start_all(services: Services, store: Path, prefect_file: Path, console: Con
         wait(f"worker-{pool}", lambda pool=pool: _worker_online(services.prefect_url, pool))  # type: ignore[misc]
     _say_where(services, console)
     return services
-
-
-def _environment(services: Services, store: Path) -> dict[str, str]:
-    """The environment of every process. A person's own Prefect profile and settings have no say in it."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PREFECT_")}
-    return {
-        **kept,
-        "PREFECT_HOME": str(store / "prefect"),
-        "PREFECT_API_URL": f"{services.prefect_url}/api",
-        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
-        "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(_HEARTBEAT_SECONDS),
-        "MLFLOW_TRACKING_URI": services.mlflow_url,
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # its job runner is for LLM judges and costs 400 MB
-        "DO_NOT_TRACK": "1",
-        "GOLDGATE_STORE": str(store),
-        "NO_PROXY": ",".join(filter(None, (kept.get("NO_PROXY"), "127.0.0.1", "localhost"))),
-        "PYTHONUNBUFFERED": "1",
-    }
 
 
 def _spawn(name: str, command: list[str], environment: dict[str, str], cwd: Path, log: Path) -> Process:
@@ -309,7 +313,12 @@ def _worker_online(prefect_url: str, pool: str) -> bool:
     )
 
 
-def _port(name: str, default: int, asked: int | None, console: Console) -> int:
+def choose_port(name: str, default: int, asked: int | None, console: Console) -> int:
+    """The port asked for, else the default, else (and it says so) a free one.
+
+    Raises:
+        ServiceError: the port asked for is taken.
+    """
     if _is_free(asked or default):
         return asked or default
     if asked is not None:
@@ -345,7 +354,7 @@ def _say_where(services: Services, console: Console) -> None:
     if answer.is_success:
         deployment = answer.json()["id"]
         lines += [
-            f"Start here {services.prefect_url}/deployments/deployment/{deployment}  (Run → Custom run)",
+            f"Start here {services.prefect_url}/v2/deployments/deployment/{deployment}/run",
             "or by API:",
             f"  curl -sS -X POST {services.prefect_url}/api/deployments/{deployment}/create_flow_run"
             " -H 'content-type: application/json' -d '{}'",
@@ -358,7 +367,7 @@ def _say_where(services: Services, console: Console) -> None:
 
 
 def _stop_all(store: Path, console: Console) -> None:
-    """Cancel what runs, end workers, then servers; runs that did not end by themselves are marked as crashed."""
+    """Cancel what runs, end workers, then servers."""
     services = _read_state(store)
     if services is None:
         return
@@ -366,10 +375,10 @@ def _stop_all(store: Path, console: Console) -> None:
     with httpx.Client(base_url=f"{services.prefect_url}/api", timeout=10.0, trust_env=False) as api:
         ours = any(process.name == "prefect" and _alive(process) for process in services.processes)
         if ours and workers:
-            _cancel_runs(api, console)
+            _cancel_runs(api, workers, console)
         _stop(workers)
         if ours and workers:
-            _crash_runs(api)
+            _settle_runs(api, console)
     _stop([process for process in services.processes if process not in workers])
     left = [process for process in services.processes if _alive(process)]
     if left:
@@ -381,40 +390,46 @@ def _stop_all(store: Path, console: Console) -> None:
     (store / _STATE).unlink(missing_ok=True)
 
 
-def _active_runs(api: httpx.Client) -> list[dict[str, Any]]:
-    """Runs of the pools that have begun and not ended."""
+def _runs(api: httpx.Client, *kinds: str) -> list[dict[str, Any]]:
+    """Runs of the pools in states of these types."""
     query = {
-        "flow_runs": {"state": {"type": {"any_": _ACTIVE}}},
+        "flow_runs": {"state": {"type": {"any_": list(kinds)}}},
         "work_pools": {"name": {"any_": list(_yaml("work_pools.yaml"))}},
     }
-    found: list[dict[str, Any]] = _accepted(api.post("/flow_runs/filter", json=query), "flow runs")
+    found: list[dict[str, Any]] = _ask(api, "POST", "/flow_runs/filter", query)
     return found
 
 
 def _set_state(api: httpx.Client, run: Mapping[str, Any], kind: str, message: str) -> None:
     state = {"type": kind, "message": message}
-    _accepted(api.post(f"/flow_runs/{run['id']}/set_state", json={"state": state, "force": True}), f"run {run['name']}")
+    _ask(api, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
 
 
-def _cancel_runs(api: httpx.Client, console: Console) -> None:
+def _cancel_runs(api: httpx.Client, workers: list[Process], console: Console) -> None:
+    """Cancel what has begun. What waits for its turn stays in the queue, except trainings of a cancelled run."""
     try:
-        runs = _active_runs(api)
-        for run in runs:
+        for pool in _yaml("work_pools.yaml"):  # or a slot that comes free here starts the next run
+            _ask(api, "PATCH", f"/work_pools/{pool}", {"is_paused": True})
+        for run in _runs(api, *_ACTIVE):
             console.print(f"Cancelling run {run['name']}; a new run goes on from its finished work.", highlight=False)
             _set_state(api, run, "CANCELLING", "goldgate down")
+        for run in _runs(api, "SCHEDULED"):
+            if run["parent_task_run_id"] is not None:
+                _set_state(api, run, "CANCELLED", "goldgate down")
         deadline = time.monotonic() + _CANCEL_SECONDS
-        while runs and _active_runs(api) and time.monotonic() < deadline:
-            time.sleep(0.5)
+        while any(_children(worker) for worker in workers) and time.monotonic() < deadline:
+            time.sleep(0.2)
     except (httpx.HTTPError, ServiceError) as error:
         console.print(f"The runs could not be cancelled in order ({error}); they are ended with their workers.")
 
 
-def _crash_runs(api: httpx.Client) -> None:
+def _settle_runs(api: httpx.Client, console: Console) -> None:
+    """A run whose process ended before it could say so would stay active for ever."""
     try:
-        for run in _active_runs(api):
-            _set_state(api, run, "CRASHED", "goldgate down: its worker was stopped")
-    except (httpx.HTTPError, ServiceError):
-        return  # the server does not answer; the automation marks them after its next start
+        for run in _runs(api, *_ACTIVE):
+            _set_state(api, run, "CANCELLED", "goldgate down")
+    except (httpx.HTTPError, ServiceError) as error:
+        console.print(f"The cancelled runs could not be marked so ({error}).", highlight=False, markup=False)
 
 
 def _stop(processes: list[Process]) -> None:
@@ -423,7 +438,7 @@ def _stop(processes: list[Process]) -> None:
     for process in processes:
         if _alive(process):
             parent = psutil.Process(process.pid)
-            trees += [parent, *parent.children(recursive=True)]
+            trees += [parent, *_children(process)]
             parent.terminate()
     _, left = psutil.wait_procs(trees, timeout=_STOP_SECONDS)
     for process_left in left:
@@ -443,16 +458,20 @@ def _alive(process: Process) -> bool:
         return False
 
 
+def _children(process: Process) -> list[psutil.Process]:
+    """All processes that it started and they started in turn."""
+    try:
+        return psutil.Process(process.pid).children(recursive=True) if _alive(process) else []
+    except psutil.NoSuchProcess:
+        return []
+
+
 def _memory(process: Process) -> int:
-    if not _alive(process):
-        return 0
+    """Resident bytes of a process and all below it; 0 for one that ended meanwhile."""
     total = 0
-    parent = psutil.Process(process.pid)
-    for one in (parent, *parent.children(recursive=True)):
-        try:
+    for one in [psutil.Process(process.pid), *_children(process)] if _alive(process) else []:
+        with suppress(psutil.NoSuchProcess):
             total += one.memory_info().rss
-        except psutil.NoSuchProcess:
-            continue
     return total
 
 
@@ -509,9 +528,24 @@ def _yaml(name: str) -> Any:
     return yaml.safe_load((DEPLOYMENTS / name).read_text(encoding="utf-8"))
 
 
-def _accepted(answer: httpx.Response, what: str) -> Any:
+def _ask(api: httpx.Client, method: str, path: str, record: Any) -> Any:
+    """What Prefect answers, as JSON.
+
+    Prefect on SQLite refuses a request now and then while it is busy (503, "database is locked"); its own clients ask
+    again, and so does this.
+
+    Raises:
+        ServiceError: it refuses for another reason, with its answer.
+    """
+    for pause in (0.5, 1.0, 2.0, 4.0, 8.0, None):
+        answer = api.request(method, path, json=record)
+        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or pause is None:
+            break
+        time.sleep(pause)
     if not answer.is_success:
         raise ServiceError(
-            f"Prefect refuses {what}: {answer.text[:500]}", where=str(answer.url), fix="mend it in deployments/"
+            f"Prefect refuses {method} {path}: HTTP {answer.status_code} {answer.text[:500]}",
+            where=str(answer.url),
+            fix="see prefect.log in the store's folder `logs`, and mend what it names in deployments/",
         )
     return answer.json() if answer.content else None

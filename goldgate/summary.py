@@ -2,54 +2,41 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from tasks.contracts.references import MetricComparison, Outcome, RunResult, Verdict
+from tasks.contracts.references import Outcome, RunResult, Verdict
+from tasks.contracts.spec import ExecutionSpec
+from tasks.report.summary import verdict_table
 
 _COLOURS = {Outcome.PROMOTE: "green", Outcome.REJECT: "red", Outcome.INCONCLUSIVE: "yellow"}
-_WORDS = {Outcome.PROMOTE: "PROMOTE", Outcome.REJECT: "REJECT", Outcome.INCONCLUSIVE: "INCONCLUSIVE"}
-
-
-def verdict_table(verdict: Verdict) -> Table:
-    """Baseline against candidate, one row a metric, with the interval of the difference."""
-    table = Table(title=None, show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("metric")
-    table.add_column("baseline", justify="right")
-    table.add_column("candidate", justify="right")
-    table.add_column("difference", justify="right")
-    confidence = verdict.metrics[0].confidence
-    table.add_column(f"{confidence:.0%} interval", justify="right")
-    table.add_column("n", justify="right")
-    for row in verdict.metrics:
-        decides = row.metric == verdict.policy.metric.value
-        table.add_row(
-            f"{row.metric} (decides)" if decides else row.metric,
-            f"{row.baseline:.3f}",
-            f"{row.candidate:.3f}",
-            f"{row.difference:+.3f}",
-            _interval(row),
-            str(row.n),
-            style="bold" if decides else "",
-        )
-    return table
-
-
-def _interval(row: MetricComparison) -> str:
-    return f"{row.low:+.3f} to {row.high:+.3f}"
+_GIB = 2**30
 
 
 def print_verdict(console: Console, verdict: Verdict) -> None:
-    """The verdict, its reasons and the table."""
-    colour = _COLOURS[verdict.outcome]
-    console.print(f"\n[bold {colour}]{_WORDS[verdict.outcome]}[/]  {verdict.reasons[0]}", highlight=False)
+    """The verdict, its reasons, and baseline against candidate, one row a metric."""
+    say = partial(console.print, highlight=False)
+    say(f"\n[bold {_COLOURS[verdict.outcome]}]{verdict.outcome.value.upper()}[/]  {escape(verdict.reasons[0])}")
     for reason in verdict.reasons[1:]:
-        console.print(f"  {reason}", highlight=False)
-    console.print(f"\n  baseline:  {verdict.baseline.label}\n  candidate: {verdict.candidate.label}\n", highlight=False)
-    console.print(verdict_table(verdict))
+        say(f"  {escape(reason)}")
+    say(f"\n  baseline   {escape(verdict.baseline.label)}\n  candidate  {escape(verdict.candidate.label)}\n")
+    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("metric")
+    for heading in ("baseline", "candidate", "difference", f"{verdict.metrics[0].confidence:.0%} interval", "items"):
+        table.add_column(heading, justify="right")
+    for row in verdict_table(verdict):
+        name = f"{row.metric} (decides)" if row.decides else row.metric
+        table.add_row(
+            name, row.baseline, row.candidate, row.difference, row.interval, row.items,
+            style="bold" if row.decides else "",
+        )  # fmt: skip
+    console.print(table)
 
 
 def print_result(console: Console, result: RunResult, *, reused: Sequence[str]) -> None:
@@ -71,3 +58,41 @@ def print_result(console: Console, result: RunResult, *, reused: Sequence[str]) 
     say("  see it:    make up   (Prefect and MLflow pages, schedule, API)")
     say(f"  report:    {result.folder}/report.html")
     say(f"\n{result.folder}")
+
+
+def print_status(console: Console, execution: ExecutionSpec, *, as_json: bool) -> None:
+    """What `up` started and how it is, and the versions with an alias of every registered model."""
+    from goldgate import services
+    from tasks.registry.versions import registered_names, status
+
+    running = None if "://" in execution.store else services.status(Path(execution.store))
+    models = [status(name, execution) for name in registered_names(execution)]
+    if as_json:
+        record = {
+            "services": None
+            if running is None
+            else {
+                "prefect": running[0].prefect_url,
+                "mlflow": running[0].mlflow_url,
+                "processes": [one.model_dump(mode="json") for one in running[1]],
+            },
+            "models": [model.model_dump(mode="json") for model in models],
+        }
+        print(json.dumps(record, indent=2))
+        return
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    if running is None:
+        say("Servers: none started here (goldgate up starts them).")
+    else:
+        say(f"Prefect  {running[0].prefect_url}\nMLflow   {running[0].mlflow_url}")
+        for one in running[1]:
+            state = f"up, {one.memory_bytes / _GIB:.2f} GiB" if one.alive else f"ended; log: {one.process.log}"
+            say(f"  {one.process.name:<12} {state}")
+    if not models:
+        say("Models: none registered yet.")
+    for model in models:
+        say(f"\n[bold]{model.name}[/]  {model.versions} version{'' if model.versions == 1 else 's'}")
+        for alias, version in (("champion", model.champion), ("previous", model.previous)):
+            if version is not None:
+                reason = version.reasons[0] if version.reasons else "not registered by Goldgate"
+                say(f"  {alias}  version {version.version}, {version.registered:%Y-%m-%d %H:%M}: {escape(reason)}")

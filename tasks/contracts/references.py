@@ -31,7 +31,10 @@ class ArtefactRef(Frozen):
 
 
 class RawDatasetRef(ArtefactRef):
-    """Rows as read (`rows.jsonl`), not yet checked."""
+    """Rows as read (`rows.jsonl`, and `unreadable.jsonl` with the ones that have no text or answer), not yet checked.
+
+    `rows` counts both.
+    """
 
     kind: Literal["raw"] = "raw"
     rows: int

@@ -15,10 +15,15 @@ from typing import Annotated, Any, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
+def _title(name: str, _: object) -> str:
+    return name.replace("_", " ").capitalize()
+
+
 class Frozen(BaseModel):
     """A record that cannot be changed and knows all of its fields."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # Without a title of its own, a group or a choice appears in the form under the name of its class.
+    model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=_title)
 
 
 def knob(position: int, description: str, **constraints: Any) -> Any:

@@ -13,7 +13,7 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, NamedTuple, cast, get_args
 
 from tasks.contracts.errors import DataError
 from tasks.contracts.progress import Progress, ProgressListener, ignore_progress
@@ -60,8 +60,10 @@ def source_format(data: DataSpec) -> DataFormat:
     path = Path(data.source)
     if not path.exists():
         raise DataError(
-            "The data source does not exist.", where=data.source, fix="correct `data.source`; relative paths count from the YAML file"
-        )  # fmt: skip
+            "The data source does not exist.",
+            where=data.source,
+            fix="correct `data.source`; relative paths count from the YAML file",
+        )
     if data.format is not DataFormat.AUTO:
         if path.is_dir() != (data.format is DataFormat.DATASET):
             kind = "folder" if path.is_dir() else "file"
@@ -230,10 +232,9 @@ def _read_jsonl(path: Path) -> Iterator[tuple[_Record, int]]:
             continue
         try:
             values = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            at = f", column {error.colno}: {error.msg}" if isinstance(error, json.JSONDecodeError) else ": too deep"
+        except (ValueError, RecursionError) as error:  # nested too deep is a RecursionError
             raise DataError(
-                f"A line is not valid JSON{at}.",
+                f"A line is not valid JSON: {error}.",
                 where=f"{path}:{number}",
                 fix="correct the line; JSON Lines has one whole JSON object on each line",
             ) from error
@@ -354,7 +355,7 @@ def _read_dataset(path: Path, columns: _Columns) -> Iterator[tuple[_Record, int]
 # -- one row ------------------------------------------------------------------------------------------------------
 
 
-class _Unusable(Exception):
+class _UnusableError(Exception):
     """Why a field cannot be used."""
 
 
@@ -365,7 +366,7 @@ def _to_row(record: _Record, data: DataSpec, kind: TaskKind) -> tuple[Row | None
     def attempt(read: Any, *args: Any) -> Any:
         try:
             return read(*args)
-        except _Unusable as why:
+        except _UnusableError as why:
             reasons.append(str(why))
             return None
 
@@ -396,7 +397,7 @@ def _to_row(record: _Record, data: DataSpec, kind: TaskKind) -> tuple[Row | None
 def _id_or_content(record: _Record, data: DataSpec) -> str:
     try:
         row_id = _name_of(record, data.id_field)
-    except _Unusable:
+    except _UnusableError:
         row_id = None
     return row_id or _content_id(json.dumps(record.values, sort_keys=True, default=str))
 
@@ -407,16 +408,16 @@ def _content_id(content: str) -> str:
 
 def _present(record: _Record, field: str) -> Any:
     if field not in record.values:
-        raise _Unusable(f"{field} is missing")
+        raise _UnusableError(f"{field} is missing")
     if record.values[field] is None:
-        raise _Unusable(f"{field} is null")
+        raise _UnusableError(f"{field} is null")
     return record.values[field]
 
 
 def _text(record: _Record, field: str) -> str:
     value = _present(record, field)
     if not isinstance(value, str):
-        raise _Unusable(f"{field} is {_name(value)}, not text")
+        raise _UnusableError(f"{field} is {_name(value)}, not text")
     return _whole(value, field)
 
 
@@ -427,26 +428,26 @@ def _name_of(record: _Record, field: str | None) -> str | None:
     if isinstance(value, int) and not isinstance(value, bool):
         return str(value)
     if not isinstance(value, str):
-        raise _Unusable(f"{field} is {_name(value)}, not text or a whole number")
+        raise _UnusableError(f"{field} is {_name(value)}, not text or a whole number")
     return _whole(value, str(field))
 
 
 def _as_target(value: Any, kind: TaskKind, field: str) -> str:
     if kind is not TaskKind.EXTRACT:
         if not isinstance(value, str):
-            raise _Unusable(f"{field} is {_name(value)}, not text")
+            raise _UnusableError(f"{field} is {_name(value)}, not text")
         return _whole(value, field)
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise _Unusable(f"{field} is not valid JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise _UnusableError(f"{field} is not valid JSON: {error}") from error
     try:
         return _whole(canonical_json(value), field)
     except ValueError as error:
-        raise _Unusable(f"{field} holds NaN or Infinity, which JSON does not have") from error
+        raise _UnusableError(f"{field} holds NaN or Infinity, which JSON does not have") from error
     except TypeError as error:
-        raise _Unusable(f"{field} holds a value that JSON does not have: {error}") from error
+        raise _UnusableError(f"{field} holds a value that JSON does not have: {error}") from error
 
 
 def _conversation(record: _Record, field: str) -> tuple[tuple[Message, ...], str]:
@@ -455,31 +456,33 @@ def _conversation(record: _Record, field: str) -> tuple[tuple[Message, ...], str
     if isinstance(turns, str):  # CSV has no lists
         try:
             turns = json.loads(turns)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise _Unusable(f"{field} is not valid JSON: {error}") from error
+        except (ValueError, RecursionError) as error:
+            raise _UnusableError(f"{field} is not valid JSON: {error}") from error
     if not isinstance(turns, list):
-        raise _Unusable(f"{field} is {_name(turns)}, not a list of turns")
+        raise _UnusableError(f"{field} is {_name(turns)}, not a list of turns")
     messages = []
     for number, turn in enumerate(turns, start=1):
         if not isinstance(turn, dict):
-            raise _Unusable(f"{field}: turn {number} is {_name(turn)}, not an object with role and content")
-        role, content = turn.get("role"), turn.get("content")
-        if role not in _ROLES:
-            raise _Unusable(f"{field}: turn {number} has the role {role!r}; there are {', '.join(sorted(_ROLES))}")
+            raise _UnusableError(f"{field}: turn {number} is {_name(turn)}, not an object with role and content")
+        role: Any = turn.get("role")
+        content = turn.get("content")
+        if not isinstance(role, str) or role not in _ROLES:
+            raise _UnusableError(f"{field}: turn {number} has the role {role!r}; there are {', '.join(sorted(_ROLES))}")
         if not isinstance(content, str):
-            raise _Unusable(f"{field}: the content of turn {number} is {_name(content)}, not text")
-        messages.append(Message(role, _whole(content, f"{field}: turn {number}")))
+            raise _UnusableError(f"{field}: the content of turn {number} is {_name(content)}, not text")
+        messages.append(Message(cast(Role, role), _whole(content, f"{field}: turn {number}")))
     if not messages or messages[-1].role != "assistant":
-        raise _Unusable(f"{field} does not end with an assistant turn, so there is no answer to learn")
+        raise _UnusableError(f"{field} does not end with an assistant turn, so there is no answer to learn")
     if len(messages) == 1:
-        raise _Unusable(f"{field} has no turn before the answer")
+        raise _UnusableError(f"{field} has no turn before the answer")
     return tuple(messages[:-1]), messages[-1].content
 
 
 def _whole(text: str, field: str) -> str:
     found = _SURROGATE.search(text)
     if found:
-        raise _Unusable(f"{field} holds half a surrogate pair at character {found.start() + 1}, which UTF-8 cannot write")
+        at = found.start() + 1
+        raise _UnusableError(f"{field} holds half a surrogate pair at character {at}, which UTF-8 cannot write")
     return text
 
 
@@ -493,7 +496,9 @@ def _name(value: Any) -> str:
 
 
 def _no_rows(path: Path, what: str) -> DataError:
-    return DataError(f"The data source {what}.", where=str(path), fix="check how it was written; it must hold at least one row")
+    return DataError(
+        f"The data source {what}.", where=str(path), fix="check how it was written; it must hold at least one row"
+    )
 
 
 def _cannot_read(path: Path, error: OSError) -> DataError:

@@ -29,7 +29,9 @@ def check_conditions(baseline: Conditions, candidate: Conditions) -> None:
     """
     differing = [name for name in _REMEDIES if getattr(baseline, name) != getattr(candidate, name)]
     if differing:
-        lines = [f"{name}: baseline {_value(baseline, name)}, candidate {_value(candidate, name)}" for name in differing]
+        lines = [
+            f"{name}: baseline {_value(baseline, name)}, candidate {_value(candidate, name)}" for name in differing
+        ]
         raise NotComparableError(
             f"Baseline and candidate were evaluated under different conditions ({', '.join(differing)}).",
             where="; ".join(lines),

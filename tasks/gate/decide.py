@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from tasks.contracts.errors import NotComparableError
+from tasks.contracts.numbers import p_words, percent, points
 from tasks.contracts.references import (
     Conditions,
     ItemOutcome,
@@ -95,16 +96,16 @@ def decide(
     metric, n = policy.metric.value, len(left)
     if metric not in left[0].scores:
         raise NotComparableError(
-            f"The outcomes have no {metric}, which the policy decides on; they have {', '.join(sorted(left[0].scores))}.",
+            f"The outcomes have no {metric}, which the policy decides on, but {', '.join(sorted(left[0].scores))}.",
             where="policy.metric",
             fix="name a metric that they have, or score the answers with it",
         )
     for side, outcomes in (("baseline", left), ("candidate", right)):
-        for outcome in outcomes:
-            if outcome.scores[metric] not in (0.0, 1.0):
+        for item in outcomes:
+            if item.scores[metric] not in (0.0, 1.0):
                 raise NotComparableError(
-                    f"The deciding metric is {outcome.scores[metric]} for an item, and it must be 0 (wrong) or 1 (right).",
-                    where=f"{side}, item {outcome.id}, {metric}",
+                    f"The deciding metric of an item is {item.scores[metric]}, and it must be 0 (wrong) or 1 (right).",
+                    where=f"{side}, item {item.id}, {metric}",
                     fix="decide on a metric that says right or wrong for each item",
                 )
     metrics = compare_metrics(left, right, policy, labels)
@@ -127,9 +128,7 @@ def decide(
     )
 
 
-def give_verdict(
-    baseline: Side, candidate: Side, policy: Policy, *, looks: int, digests: Mapping[str, str]
-) -> Verdict:
+def give_verdict(baseline: Side, candidate: Side, policy: Policy, *, looks: int, digests: Mapping[str, str]) -> Verdict:
     """The verdict on two evaluations, after checking that they were made under the same conditions.
 
     Args:
@@ -149,8 +148,8 @@ def give_verdict(
         labels = baseline.conditions.decoding.choices
     else:
         notes.append(
-            "At least one side is a bare file of outcomes, which does not say how they were made: that prompt, decoding, "
-            "engine and scorer were the same is taken on trust."
+            "At least one side is a bare file of outcomes, which does not say how they were made: that prompt, "
+            "decoding, engine and scorer were the same is taken on trust."
         )
     if looks > 1:
         notes.append(
@@ -202,9 +201,7 @@ def compare_metrics(
     return tuple(comparisons)
 
 
-def _compare_scores(
-    name: str, baseline: np.ndarray, candidate: np.ndarray, policy: Policy
-) -> MetricComparison:
+def _compare_scores(name: str, baseline: np.ndarray, candidate: np.ndarray, policy: Policy) -> MetricComparison:
     n, alpha = len(baseline), policy.alpha
     if not np.isin(np.concatenate([baseline, candidate]), (0.0, 1.0)).all():
         return _comparison(name, *bootstrap_means(baseline, candidate, alpha), alpha, MEANS, n)
@@ -296,22 +293,6 @@ def _plan(wins: int, losses: int, n: int, policy: Policy) -> Plan:
 # -- words --------------------------------------------------------------------------------------------------------
 
 
-def percent(share: float) -> str:
-    """A share as people read it: `0.785` is `78.5 %`."""
-    return f"{100 * share:.1f} %"
-
-
-def points(difference: float) -> str:
-    """A difference of shares in percentage points with its sign: `0.373` is `+37.3`."""
-    text = f"{100 * difference:+.1f}"
-    return "0.0" if text in ("+0.0", "-0.0") else text
-
-
-def p_words(p_value: float) -> str:
-    """A p-value as people write it: `p = 0.031`, `p < 0.0001`."""
-    return "p < 0.0001" if p_value < 0.0001 else f"p = {p_value:.4f}" if p_value < 0.01 else f"p = {p_value:.3f}"
-
-
 def _reasons(
     outcome: Outcome, primary: MetricComparison, wins: int, losses: int, policy: Policy, plan: Plan | None
 ) -> tuple[str, ...]:
@@ -349,15 +330,18 @@ def _reasons(
 
 
 def _plan_words(plan: Plan, n: int, policy: Policy) -> str:
-    power = f"{100 * POWER:.0f} % power"
-    over = "" if policy.min_improvement == 0 else f", of which {100 * policy.min_improvement:.1f} are asked for"
+    power, margin = f"{100 * POWER:.0f} % power", policy.min_improvement
+    asked = "" if margin == 0 else f", of which {100 * margin:.1f} are asked for"
     if plan.shown is None:
         able = f"These {n:,} items could hardly show any difference with {power}."
     else:
-        able = f"With {power}, the smallest difference that these {n:,} items can show is {points(plan.shown)} points{over}."
+        able = f"With {power}, these {n:,} items can show a difference of {points(plan.shown)} points or more{asked}."
     if plan.observed:
-        return f"{able} If the observed {points(plan.effect)} points are real, about {plan.items:,} items in all would settle it."
+        return (
+            f"{able} If the observed {points(plan.effect)} points are real, about {plan.items:,} items in all would "
+            "settle it."
+        )
     return (
-        f"{able} The observed difference is too close to {points(policy.min_improvement) if policy.min_improvement else 0} "
-        f"to plan on; about {plan.items:,} items in all would show one of {points(plan.effect)} points."
+        f"{able} The observed difference is too close to {points(margin) if margin else 0} to plan on; about "
+        f"{plan.items:,} items in all would show one of {points(plan.effect)} points."
     )

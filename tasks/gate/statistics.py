@@ -164,8 +164,10 @@ def bootstrap_macro_f1(
     """
     of_class = np.arange(classes)
     is_target = targets[:, None] == of_class
-    sides = [(is_target & is_answer, is_target.astype(float) + is_answer)
-             for is_answer in (baseline[:, None] == of_class, candidate[:, None] == of_class)]
+    sides = [
+        ((is_target & is_answer).astype(float), is_target.astype(float) + is_answer)
+        for is_answer in (baseline[:, None] == of_class, candidate[:, None] == of_class)
+    ]
 
     def macro_f1(counts: Floats) -> Floats:
         columns = []
@@ -181,10 +183,11 @@ def _estimate(statistic: Callable[[Floats], Floats], n: int, alpha: float) -> Es
     """Both models' values from how often each item counts: `statistic` maps (resamples, n) to (resamples, 2)."""
     rng = np.random.default_rng(SEED)
     rows = max(1, _CELLS // n)
-    drawn = [
-        statistic(rng.multinomial(n, np.full(n, 1 / n), size=min(rows, RESAMPLES - start)).astype(np.float64))
-        for start in range(0, RESAMPLES, rows)
-    ]
+    drawn = []
+    for start in range(0, RESAMPLES, rows):
+        size = min(rows, RESAMPLES - start)
+        items = rng.integers(0, n, size=(size, n)) + n * np.arange(size)[:, None]
+        drawn.append(statistic(np.bincount(items.ravel(), minlength=size * n).reshape(size, n).astype(np.float64)))
     values = np.concatenate(drawn)
     baseline, candidate = (float(value) for value in statistic(np.ones((1, n)))[0])
 

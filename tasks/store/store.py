@@ -12,6 +12,7 @@ first to write the manifest wins and the other takes over its result.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -28,7 +29,7 @@ from typing import Any
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from tasks.contracts.errors import StoreError
 from tasks.contracts.spec import Frozen
@@ -181,7 +182,7 @@ class Store:
                     shutil.rmtree(part, ignore_errors=True)
         present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         expected = artefact.manifest.files
-        fix = f"delete {artefact.uri} and run again; it will be made anew"
+        fix = f"delete {artefact.uri if self.local else folder} and run again; it will be made anew"
         for name in sorted(expected.keys() - present):
             raise StoreError("A file of a finished artefact is missing.", where=f"{folder}/{name}", fix=fix)
         for name in sorted(present - expected.keys()):
@@ -247,13 +248,14 @@ class Store:
             )
             if not self.local:
                 self._fs.put(f"{work}/", f"{home}/{attempt}/", recursive=True)
-            first = self._read(home, reused=True)
+            first = self._read(home, reused=True) or self._write_last(home, manifest)
             if first is not None:  # another process finished the same recipe meanwhile
                 shutil.rmtree(work, ignore_errors=True)
                 return first
-            self._write_last(f"{home}/{MANIFEST}", manifest.model_dump_json(indent=2).encode())
         except OSError as error:
             shutil.rmtree(work, ignore_errors=True)
+            if not _is_about_writing(error, work.parent):
+                raise
             raise self._unwritable(error) from error
         except BaseException:
             shutil.rmtree(work, ignore_errors=True)
@@ -287,18 +289,40 @@ class Store:
             raise StoreError(
                 f"The store cannot be read: {error}", where=path, fix="check its permissions and that it is mounted"
             ) from error
-        return Artefact(self._uri(home), Manifest.model_validate_json(text), reused)
+        try:
+            manifest = Manifest.model_validate_json(text)
+        except ValidationError as error:
+            raise StoreError(
+                f"A manifest cannot be read: {error.errors()[0]['msg']}",
+                where=path,
+                fix=f"delete {home} and run again; it will be made anew",
+            ) from error
+        return Artefact(self._uri(home), manifest, reused)
 
-    def _write_last(self, path: str, data: bytes) -> None:
+    def _write_last(self, home: str, manifest: Manifest) -> Artefact | None:
+        """Write the manifest, whole or not at all; return the artefact of another process that was first, if one was.
+
+        Two processes can be first at once on a remote store; both results are whole and of the same recipe there.
+        """
+        path, data = f"{home}/{MANIFEST}", manifest.model_dump_json(indent=2).encode()
         if not self.local:
             self._fs.pipe_file(path, data)
-            return
+            return None
         part = Path(f"{path}.{uuid.uuid4().hex}")
-        with part.open("wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        part.replace(path)
+        try:
+            with part.open("wb") as out:
+                out.write(data)
+                out.flush()
+                os.fsync(out.fileno())
+            try:
+                os.link(part, path)  # fails if the name is taken, unlike a rename
+            except FileExistsError:
+                return self._read(home, reused=True)
+            except OSError:  # a file system without hard links
+                part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return None
 
     def _unwritable(self, error: OSError) -> StoreError:
         return StoreError(
@@ -306,6 +330,13 @@ class Store:
             where=str(error.filename or self.root),
             fix="free space, allow writing, or set `execution.store` to another place; finished steps are kept",
         )
+
+
+def _is_about_writing(error: OSError, home: Path) -> bool:
+    """Whether the store is to blame, and not a file that a step reads."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        return True
+    return error.filename is not None and Path(os.fsdecode(error.filename)).is_relative_to(home)
 
 
 def _cache_home() -> Path:

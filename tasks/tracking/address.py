@@ -24,6 +24,11 @@ if TYPE_CHECKING:
 
 _SQLITE = "sqlite:///"
 _DATABASES = ("postgresql", "mysql", "mssql")
+_MLFLOW_SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",  # read at import: a run on a company's data does not call home
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # the terminal belongs to the run's own progress
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
 _ANSWER_SECONDS = 8.0  # a server that starts cold on a busy machine needs a few; nobody waits longer for an error
 
 
@@ -73,8 +78,8 @@ def connect(execution: ExecutionSpec) -> MlflowClient:
     """
     uri = tracking_uri(execution)
     ensure_reachable(uri)
-    # Telemetry is read at import: a run on a company's data should not call home.
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    for name, value in _MLFLOW_SETTINGS.items():
+        os.environ.setdefault(name, value)
     from mlflow import MlflowClient
 
     if uri.startswith(_SQLITE):
@@ -152,7 +157,7 @@ def _make_schema(uri: str) -> None:
     """Create or check the tables once in each process, one process at a time: MLflow's own first start can race."""
     from mlflow import MlflowClient
 
-    with _locked(sqlite_path(uri).with_suffix(".lock")), _quiet("mlflow.store", "alembic"):
+    with _locked(sqlite_path(uri).with_suffix(".lock")), quiet("mlflow.store", "alembic"):
         client = MlflowClient(tracking_uri=uri, registry_uri=uri)
         client.search_experiments(max_results=1)
         client.search_registered_models(max_results=1)
@@ -166,7 +171,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet(*names: str) -> Iterator[None]:
+def quiet(*names: str) -> Iterator[None]:
     """Hold back log lines below WARNING (a migration prints dozens)."""
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

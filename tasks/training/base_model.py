@@ -224,9 +224,7 @@ def _download(source: BaseSource) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        folder = Path(
-            snapshot_download(source.location, revision=source.digest, allow_patterns=[*_PATTERNS, "*.json"])
-        )
+        folder = Path(snapshot_download(source.location, revision=source.digest, allow_patterns=[*_PATTERNS, "*.json"]))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(
             f"The base model cannot be downloaded: {str(error).splitlines()[0]}",

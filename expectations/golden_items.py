@@ -1,0 +1,41 @@
+"""What we expect of a golden set: each item as good as a training row, and the set as a whole fit to judge by.
+
+Beside the columns of `expectations.training_rows` the frame has `text_identity`, the hash of the normalised input.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import great_expectations as gx
+from great_expectations import expectations as gxe
+
+from expectations.training_rows import reason, row_expectations
+from tasks.contracts.spec import DataSpec, TaskKind, TaskSpec
+
+
+def build_suite(task: TaskSpec, data: DataSpec, *, min_items: int) -> Any:
+    """The suite `golden_items`; `min_items` is how many items there have to be."""
+    expectations = [
+        *row_expectations(task, data),
+        gxe.ExpectColumnValuesToBeUnique(
+            column="text_identity",
+            meta=reason("text_repeated", "another golden item has the same text"),
+            notes="No input is asked twice.",
+        ),
+        gxe.ExpectTableRowCountToBeBetween(
+            min_value=min_items,
+            meta=reason("few_items", f"the golden set has {{value:,}} items, at least {min_items:,} are needed"),
+            notes="Enough items to tell two models apart.",
+        ),
+    ]
+    if task.kind is TaskKind.CLASSIFY:
+        expectations.append(
+            gxe.ExpectColumnDistinctValuesToContainSet(
+                column="target",
+                value_set=list(task.labels),
+                meta=reason("label_without_item", "not every label has an item; there are only {value}"),
+                notes="Each label of the task is asked for at least once.",
+            )
+        )
+    return gx.ExpectationSuite(name="golden_items", expectations=expectations)

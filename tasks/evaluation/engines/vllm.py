@@ -1,0 +1,205 @@
+"""Asking a model through a vLLM that is started for it, from vLLM's own environment, and ended with it.
+
+Nothing here imports vLLM: its pins do not fit beside those of Goldgate.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import IO, Literal
+
+import httpx
+
+from tasks.contracts.errors import EvaluationError
+from tasks.contracts.progress import Progress, ProgressListener
+from tasks.contracts.prompt import Decoding, Prompt
+from tasks.contracts.rows import Row
+from tasks.evaluation.engines.engine import Answer
+from tasks.evaluation.engines.openai_http import OpenAIEngine
+
+ENVIRONMENT = "GOLDGATE_VLLM_ENV"
+_MADE = "goldgate-vllm.txt"  # docker/vllm/make_env.sh writes it last
+_MODEL = "goldgate"
+_USUAL_START = 30.0  # seconds, eager, on two cores
+_LONGEST_START = 600.0
+_LONGEST_STOP = 40.0  # above the 20 s that --shutdown-timeout gives requests under way
+_CONTEXT = 8192  # tokens; a long context's KV cache would not fit into the 1 GiB that is reserved on CPU
+_TAIL = 30  # lines of the log that an error shows
+# PR_SET_PDEATHSIG: when this process dies, however it dies, the server ends too. Set by the child itself before it
+# becomes vLLM, since code between fork and exec is not safe in a process with threads.
+_DIES_WITH_PARENT = (
+    "import ctypes, os, signal, sys; ctypes.CDLL(None).prctl(1, signal.SIGTERM); "
+    "os.getppid() == int(sys.argv[1]) or sys.exit('parent is gone'); os.execv(sys.argv[2], sys.argv[2:])"
+)
+
+
+def vllm_environment() -> Path:
+    """vLLM's environment: the folder named by GOLDGATE_VLLM_ENV, else `.vllm-env` in the root of the project.
+
+    Raises:
+        EvaluationError: it is not there or half made.
+    """
+    named = os.environ.get(ENVIRONMENT)
+    folder = Path(named) if named else Path(__file__).parents[3] / ".vllm-env"
+    if not (folder / _MADE).is_file() or not (folder / "bin" / "vllm").is_file():
+        raise EvaluationError(
+            "vLLM's environment is not there, or its making was interrupted.",
+            where=str(folder),
+            fix=f"make it with `make vllm-env`, name another one in the environment's {ENVIRONMENT}, "
+            "or set `evaluate.engine` to embedded",
+        )
+    return folder
+
+
+def vllm_identity(environment: Path, dtype: str = "bfloat16") -> str:
+    """What evaluations by this vLLM share; read from its packages, without starting it."""
+    packages = [str(folder) for folder in environment.glob("lib/python*/site-packages")]
+    found = {entry.name: entry.version for entry in distributions(name="vllm", path=packages)}
+    return f"vllm/{found['vllm'].split('+')[0]}/{dtype}"
+
+
+class VllmEngine:
+    """A vLLM server on a free loopback port, started by the first `answer` and ended by `close`."""
+
+    def __init__(
+        self, folder: Path, *, batch_size: int, dtype: Literal["bfloat16", "float32"] = "bfloat16"
+    ) -> None:
+        """Prepare to serve the merged model in `folder`.
+
+        Raises:
+            EvaluationError: vLLM's environment is not there.
+        """
+        self._environment = vllm_environment()
+        self._folder = folder
+        self._batch_size = batch_size
+        self._dtype = dtype
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+        self._client: OpenAIEngine | None = None
+
+    @property
+    def identity(self) -> str:
+        """See `Engine.identity`."""
+        return vllm_identity(self._environment, self._dtype)
+
+    def answer(
+        self, prompt: Prompt, rows: Sequence[Row], decoding: Decoding, listener: ProgressListener
+    ) -> list[Answer]:
+        """See `Engine.answer`."""
+        if self._client is None:
+            self._client = self._start(listener)
+        return self._client.answer(prompt, rows, decoding, listener)
+
+    def close(self) -> None:
+        """End the server: gently, then with all its processes."""
+        if self._client is not None:
+            self._client.close()
+            self._client = None
+        if self._process is not None:
+            self._process.terminate()
+            try:
+                self._process.wait(_LONGEST_STOP)
+            except subprocess.TimeoutExpired:
+                os.killpg(self._process.pid, signal.SIGKILL)
+                self._process.wait()
+            self._process = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+    # -- starting -----------------------------------------------------------------------------------------------
+
+    def _start(self, listener: ProgressListener) -> OpenAIEngine:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server runs; `close` closes it
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _DIES_WITH_PARENT, str(os.getpid()), *self._command(port)],
+            env=self._variables(),
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that its helpers can be ended together
+        )
+        url = f"http://127.0.0.1:{port}/v1"
+        try:
+            _wait_until_it_answers(self._process, url, listener)
+        except _FailedStartError as error:
+            failure = self._failure(str(error), self._log)
+            self.close()
+            raise failure from error
+        except BaseException:
+            self.close()
+            raise
+        return OpenAIEngine(url, _MODEL, batch_size=self._batch_size, identity=self.identity)
+
+    def _command(self, port: int) -> list[str]:
+        config = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))
+        context = min(_CONTEXT, config.get("max_position_embeddings", _CONTEXT))
+        return [
+            str(self._environment / "bin" / "vllm"), "serve", str(self._folder),
+            "--host", "127.0.0.1", "--port", str(port),
+            "--served-model-name", _MODEL,
+            "--dtype", self._dtype,
+            "--max-model-len", str(context),
+            "--enforce-eager",  # compiling costs a minute at each start, and an evaluation takes less
+            "--shutdown-timeout", "20",  # without it, ending waits minutes for requests under way
+        ]  # fmt: skip
+
+    def _variables(self) -> dict[str, str]:
+        """The environment of the server: offline, silent towards the outside, on the cores that this process may use."""
+        cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "PYTHON", "OMP_"))}
+        return kept | {
+            "VIRTUAL_ENV": str(self._environment),
+            "PATH": f"{self._environment / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
+            "VLLM_CPU_OMP_THREADS_BIND": cores,  # else it uses one core
+            "VLLM_NO_USAGE_STATS": "1",
+            "DO_NOT_TRACK": "1",
+            "HF_HUB_OFFLINE": "1",
+        }
+
+    def _failure(self, what: str, log: IO[bytes]) -> EvaluationError:
+        # pread, since the server writes at the file's one position
+        text = os.pread(log.fileno(), os.fstat(log.fileno()).st_size, 0).decode(errors="replace")
+        return EvaluationError(
+            "\n".join([what, "The end of its log:", *(f"    {line}" for line in text.splitlines()[-_TAIL:])]),
+            where=str(self._folder),
+            fix="see the log; `make vllm-env` makes its environment anew, `evaluate.engine: embedded` does without",
+        )
+
+
+class _FailedStartError(Exception):
+    """Why the server does not run."""
+
+
+def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str, listener: ProgressListener) -> None:
+    """Until a known prompt is answered; the server says that it is healthy before that."""
+    question = {"model": _MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    started = time.monotonic()
+    with httpx.Client(trust_env=False, timeout=60.0) as client:
+        while (elapsed := time.monotonic() - started) < _LONGEST_START:
+            listener(Progress(min(elapsed, _USUAL_START), _USUAL_START, "seconds", "starting vLLM"))
+            if process.poll() is not None:
+                raise _FailedStartError(f"vLLM ended while it started (exit status {process.returncode}).")
+            try:
+                answer = client.post(f"{url}/chat/completions", json=question)
+            except httpx.TransportError:  # not listening yet
+                time.sleep(0.5)
+                continue
+            if answer.is_success:
+                return
+            raise _FailedStartError(f"vLLM started but does not answer (HTTP {answer.status_code}).")
+    raise _FailedStartError(f"vLLM did not start within {_LONGEST_START:.0f} s.")

@@ -1,0 +1,328 @@
+"""Who becomes champion, what is refused, and that being killed anywhere changes nothing of the end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.contracts.errors import RegistryError, StoreError
+from tasks.contracts.references import Outcome, RegisteredModelRef
+from tasks.contracts.spec import ExecutionSpec
+from tasks.registry.champion import find_champion, find_opponent
+from tasks.registry.register import register, rollback
+from tasks.registry.versions import aliases_of, status
+from tasks.store import Store, digest_folder
+from tasks.tracking import connect, model_folder, registered_files
+from tests.registry.workshop import PROMPT, Workshop
+
+_CHANGES = (
+    "create_experiment",
+    "create_run",
+    "update_run",
+    "log_batch",
+    "create_logged_model",
+    "log_model_artifacts",
+    "finalize_logged_model",
+    "create_registered_model",
+    "create_model_version",
+    "set_registered_model_alias",
+    "set_model_version_tag",
+    "delete_model_version_tag",
+    "set_terminated",
+)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: after it, nothing more is written."""
+
+
+class Killer:
+    """Lets a number of changes to MLflow through, then none."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, let_through: int) -> None:
+        from mlflow import MlflowClient
+
+        self.left = let_through
+        self.calls: list[str] = []
+        for change in _CHANGES:
+            monkeypatch.setattr(MlflowClient, change, self._wrapped(change, getattr(MlflowClient, change)))
+
+    def _wrapped(self, change: str, original: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            if self.left == 0:
+                raise Killed(change)
+            self.left -= 1
+            self.calls.append(change)
+            return original(*args, **kwargs)
+
+        return call
+
+
+def test_first_champion_then_the_next(workshop: Workshop, name: str) -> None:
+    spec = workshop.spec(name)
+    assert find_champion(name, workshop.execution) is None
+    one, two = workshop.trained("one"), workshop.trained("two")
+
+    first = register(workshop.verdict(one), one, spec)
+    assert first == RegisteredModelRef(
+        name=name, version="1", alias="champion", digest=one.merged_digest, previous_version=None
+    )
+    champion = find_champion(name, workshop.execution)
+    assert champion is not None
+    assert champion.uri == f"models:/{name}/1"
+    assert champion.digest == one.merged_digest
+    assert (champion.prompt, champion.role, champion.label) == (PROMPT, "champion", "champion v1")
+
+    second = register(workshop.verdict(two, one), two, spec)
+    assert (second.version, second.previous_version) == ("2", "1")
+    assert aliases_of(connect(workshop.execution), name) == {"champion": "2", "previous": "1"}
+
+
+def test_a_champion_run_again_meets_its_old_opponent(workshop: Workshop, name: str) -> None:
+    one, two = workshop.trained("one"), workshop.trained("two")
+    assert find_opponent(name, one, workshop.execution) is None
+    register(workshop.verdict(one), one, workshop.spec(name))
+    assert find_opponent(name, one, workshop.execution) is None  # it was promoted against the base model
+    opponent = find_opponent(name, two, workshop.execution)
+    assert opponent is not None
+    assert opponent.uri == f"models:/{name}/1"
+    promoted = workshop.verdict(two, one, opponent=opponent)
+    register(promoted, two, workshop.spec(name))
+    assert find_opponent(name, two, workshop.execution) == opponent
+
+
+def test_tags_say_what_was_decided(workshop: Workshop, name: str) -> None:
+    one = workshop.trained("one")
+    verdict = workshop.verdict(one)
+    register(verdict, one, workshop.spec(name))
+    version = connect(workshop.execution).get_model_version_by_alias(name, "champion")
+    assert version.tags["goldgate.merged_digest"] == one.merged_digest
+    assert version.tags["goldgate.adapter_digest"] == one.adapter_digest
+    assert version.tags["goldgate.fingerprint"] == one.fingerprint
+    assert version.tags["goldgate.digest.golden_set"] == "c" * 64
+    assert version.tags["goldgate.verdict"] == "promote"
+    assert json.loads(version.tags["goldgate.reasons"]) == list(verdict.verdict.reasons)
+    assert "| exact_match | 0.390 | 0.610 | +0.220 | +0.100 to +0.340 (95%, n = 100) |" in version.description
+    seen = status(name, workshop.execution)
+    assert seen.champion is not None
+    assert seen.champion.metrics == verdict.verdict.metrics
+    assert (seen.champion.version, seen.previous, seen.versions) == ("1", None, 1)
+
+
+def test_registered_files_are_the_evaluated_bytes(workshop: Workshop, name: str) -> None:
+    one = workshop.trained("one")
+    register(workshop.verdict(one), one, workshop.spec(name))
+    for uri in (f"models:/{name}/1", f"models:/{name}@champion", f"{one.uri}#merged"):
+        assert digest_folder(model_folder(uri, workshop.execution)) == one.merged_digest
+    files = registered_files(f"models:/{name}/1", workshop.execution)
+    assert digest_folder(files.artifacts["adapter"]) == one.adapter_digest
+    requirements = (files.root / "requirements.txt").read_text().split()
+    assert {line.split("==")[0] for line in requirements} >= {"mlflow", "torch", "transformers"}
+    assert all("==" in line for line in requirements)
+    assert not any("goldgate" in line for line in requirements)
+
+
+def test_registering_twice_adds_nothing(workshop: Workshop, name: str) -> None:
+    one = workshop.trained("one")
+    verdict = workshop.verdict(one)
+    first = register(verdict, one, workshop.spec(name))
+    assert register(verdict, one, workshop.spec(name)) == first
+    assert status(name, workshop.execution).versions == 1
+
+
+@pytest.mark.parametrize("outcome", [Outcome.REJECT, Outcome.INCONCLUSIVE])
+def test_only_a_promotion_is_registered(workshop: Workshop, name: str, outcome: Outcome) -> None:
+    one = workshop.trained("one")
+    with pytest.raises(RegistryError, match=f"verdict is {outcome.value}; only a promotion"):
+        register(workshop.verdict(one, outcome=outcome), one, workshop.spec(name))
+    assert status(name, workshop.execution).versions == 0
+
+
+def test_verdict_on_another_model_is_refused(workshop: Workshop, name: str) -> None:
+    one, two = workshop.trained("one"), workshop.trained("two")
+    with pytest.raises(RegistryError, match=f"verdict is about {one.merged_digest}, this model is {two.merged_digest}"):
+        register(workshop.verdict(one), two, workshop.spec(name))
+    assert status(name, workshop.execution).versions == 0
+
+
+def test_forged_verdict_is_refused(workshop: Workshop, name: str) -> None:
+    one = workshop.trained("one")
+    rejected = workshop.verdict(one, outcome=Outcome.REJECT)
+    forged = rejected.model_copy(update={"verdict": rejected.verdict.model_copy(update={"outcome": Outcome.PROMOTE})})
+    with pytest.raises(RegistryError, match="not the one that was kept"):
+        register(forged, one, workshop.spec(name))
+
+
+def test_digest_that_the_bytes_do_not_have_is_refused(workshop: Workshop, name: str) -> None:
+    one = workshop.trained("one").model_copy(update={"merged_digest": "d" * 64})
+    with pytest.raises(RegistryError, match=r"files of merged/ do not have the digest d{64}"):
+        register(workshop.verdict(one), one, workshop.spec(name))
+
+
+def test_changed_candidate_is_refused(workshop: Workshop, name: str) -> None:
+    changed = workshop.trained("changed")
+    verdict = workshop.verdict(changed)
+    store = Store(workshop.execution.store)
+    (store.files(store.open(changed.uri)) / "merged" / "note.txt").write_text("chanGed")
+    with pytest.raises(StoreError, match=r"note\.txt"):
+        register(verdict, changed, workshop.spec(name))
+    assert status(name, workshop.execution).versions == 0
+
+
+def test_verdict_against_yesterdays_champion_is_refused(workshop: Workshop, name: str) -> None:
+    one, two, three = (workshop.trained(marker) for marker in ("one", "two", "three"))
+    spec = workshop.spec(name)
+    register(workshop.verdict(one), one, spec)
+    register(workshop.verdict(two, one), two, spec)
+    with pytest.raises(RegistryError, match="version 2 is champion now"):
+        register(workshop.verdict(three, one), three, spec)
+    with pytest.raises(RegistryError, match="version 2 is champion now"):  # nor does an old promotion come back
+        register(workshop.verdict(one), one, spec)
+    assert aliases_of(connect(workshop.execution), name) == {"champion": "2", "previous": "1"}
+
+
+def test_champion_with_changed_bytes_is_refused(workshop: Workshop, name: str) -> None:
+    one = workshop.trained("one")
+    register(workshop.verdict(one), one, workshop.spec(name))
+    folder = model_folder(f"models:/{name}/1", workshop.execution)
+    (folder / "note.txt").write_text("oNe")
+    with pytest.raises(RegistryError, match=rf"files of models:/{name}/1 are not those that were registered"):
+        find_champion(name, workshop.execution)
+
+
+def test_champion_of_unknown_origin_is_refused(workshop: Workshop, name: str) -> None:
+    one = workshop.trained("one")
+    register(workshop.verdict(one), one, workshop.spec(name))
+    connect(workshop.execution).delete_model_version_tag(name, "1", "goldgate.merged_digest")
+    with pytest.raises(RegistryError, match=r"has no tag goldgate\.merged_digest"):
+        find_champion(name, workshop.execution)
+
+
+def test_rollback_swaps_and_keeps_the_reason(workshop: Workshop, name: str) -> None:
+    one, two = workshop.trained("one"), workshop.trained("two")
+    spec = workshop.spec(name)
+    register(workshop.verdict(one), one, spec)
+    with pytest.raises(RegistryError, match="no previous version to go back to"):
+        rollback(name, workshop.execution, "too slow")
+    promoted = workshop.verdict(two, one)
+    register(promoted, two, spec)
+
+    back = rollback(name, workshop.execution, "wrong on refunds")
+    assert (back.version, back.previous_version, back.digest) == ("1", "2", one.merged_digest)
+    after = status(name, workshop.execution)
+    assert after.champion is not None
+    assert after.previous is not None
+    assert (after.champion.version, after.previous.version) == ("1", "2")
+    assert after.previous.rolled_back is not None
+    assert (after.previous.rolled_back.reason, after.previous.rolled_back.to_version) == ("wrong on refunds", "1")
+
+    with pytest.raises(RegistryError, match="was version 2 and was rolled back: wrong on refunds"):
+        register(promoted, two, spec)  # a scheduled run must not undo what a person did
+
+    assert rollback(name, workshop.execution, "it was the data").version == "2"
+    again = status(name, workshop.execution)
+    assert again.champion is not None
+    assert (again.champion.version, again.champion.rolled_back) == ("2", None)
+
+
+def test_rollback_to_changed_bytes_is_refused(workshop: Workshop, name: str) -> None:
+    one, two = workshop.trained("one"), workshop.trained("two")
+    register(workshop.verdict(one), one, workshop.spec(name))
+    register(workshop.verdict(two, one), two, workshop.spec(name))
+    (model_folder(f"models:/{name}/1", workshop.execution) / "note.txt").unlink()
+    with pytest.raises(RegistryError, match="not those that were registered"):
+        rollback(name, workshop.execution, "wrong on refunds")
+    assert aliases_of(connect(workshop.execution), name) == {"champion": "2", "previous": "1"}
+
+
+def test_killed_anywhere_while_registering(workshop: Workshop) -> None:
+    one, two = workshop.trained("one"), workshop.trained("two")
+    first, second = workshop.verdict(one), workshop.verdict(two, one)
+    with pytest.MonkeyPatch.context() as patched:
+        register(first, one, workshop.spec("whole"))
+        counted = Killer(patched, -1)
+        register(second, two, workshop.spec("whole"))
+    assert counted.calls.count("set_registered_model_alias") == 2
+    for done in range(len(counted.calls)):
+        spec = workshop.spec(f"killed-{done}")
+        register(first, one, spec)
+        with pytest.MonkeyPatch.context() as patched:
+            Killer(patched, done)
+            with pytest.raises(Killed):
+                register(second, two, spec)
+        aliases = aliases_of(connect(workshop.execution), spec.name)
+        moved = counted.calls[:done].count("set_registered_model_alias") == 2
+        assert aliases["champion"] == ("2" if moved else "1"), f"killed before {counted.calls[done]}"
+        assert find_champion(spec.name, workshop.execution) is not None
+
+        result = register(second, two, spec)
+        assert (result.version, result.previous_version) == ("2", "1"), f"killed before {counted.calls[done]}"
+        after = status(spec.name, workshop.execution)
+        assert after.versions == 2, f"killed before {counted.calls[done]}"
+        assert aliases_of(connect(workshop.execution), spec.name) == {"champion": "2", "previous": "1"}
+        assert digest_folder(model_folder(f"models:/{spec.name}@champion", workshop.execution)) == two.merged_digest
+
+
+def test_killed_during_the_upload(workshop: Workshop, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    one = workshop.trained("one")
+    upload = MlflowClient.log_model_artifacts
+
+    def half(client: Any, model_id: str, local_dir: str) -> None:
+        (Path(local_dir) / "MLmodel").unlink()
+        weights = next(Path(local_dir).rglob("*.safetensors"))
+        weights.write_bytes(weights.read_bytes()[:100])
+        upload(client, model_id, local_dir)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(MlflowClient, "log_model_artifacts", half)
+        with pytest.raises(Killed):
+            register(workshop.verdict(one), one, workshop.spec(name))
+    assert find_champion(name, workshop.execution) is None
+    register(workshop.verdict(one), one, workshop.spec(name))
+    champion = find_champion(name, workshop.execution)
+    assert champion is not None
+    assert champion.digest == one.merged_digest
+
+
+def test_killed_anywhere_while_rolling_back(workshop: Workshop) -> None:
+    one, two = workshop.trained("one"), workshop.trained("two")
+    for done in range(4):
+        spec = workshop.spec(f"back-{done}")
+        register(workshop.verdict(one), one, spec)
+        register(workshop.verdict(two, one), two, spec)
+        with pytest.MonkeyPatch.context() as patched:
+            killer = Killer(patched, done)
+            if done == 3:
+                rollback(spec.name, workshop.execution, "bad")
+                assert killer.calls == ["set_model_version_tag", *2 * ["set_registered_model_alias"]]
+                continue
+            with pytest.raises(Killed):
+                rollback(spec.name, workshop.execution, "bad")
+        rollback(spec.name, workshop.execution, "bad")
+        after = status(spec.name, workshop.execution)
+        assert after.champion is not None
+        assert after.previous is not None
+        assert (after.champion.version, after.previous.version) == ("1", "2"), f"killed after {done} changes"
+        assert after.previous.rolled_back is not None
+
+
+def test_status_creates_nothing(tmp_path: Path) -> None:
+    execution = ExecutionSpec(store=str(tmp_path / "store"))
+    assert status("complaints", execution).champion is None
+    assert not (tmp_path / "store").exists()
+
+
+def test_nothing_is_written_into_the_working_directory(
+    workshop: Workshop, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = workshop.trained("one")
+    register(workshop.verdict(one), one, workshop.spec(name))
+    assert list(tmp_path.iterdir()) == []
+    assert [path for path in Path(workshop.execution.store, "scratch").rglob("*") if path.is_file()] == []
