@@ -34,7 +34,7 @@ def build_suite(task: TaskSpec, data: DataSpec, *, min_items: int) -> Any:
             gxe.ExpectColumnDistinctValuesToContainSet(
                 column="target",
                 value_set=list(task.labels),
-                meta=reason("label_without_item", "not every label has an item; there are only {value}"),
+                meta=reason("label_without_item", "no item has the label {value}"),
                 notes="Each label of the task is asked for at least once.",
             )
         )

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from prefect import flow
-from tasks.data.steps import open_golden_set
-from tasks.evaluation.steps import evaluate_system, system_of
-from tasks.report.steps import publish_evaluation
 
 from tasks.contracts.references import EvaluationRef
-from tasks.contracts.spec import ModelUri, RetrainSpec
+from tasks.contracts.spec import EvaluationSpec, ModelUri, PromptKind
+from tasks.data.steps import open_golden_set
+from tasks.evaluation.steps import check_engine_is_there, evaluate_system, system_of
+from tasks.report.steps import publish_evaluation
 
 
 @flow(name="evaluate", flow_run_name="evaluate {model}", persist_result=False)
-def evaluate(spec: RetrainSpec, model: ModelUri) -> EvaluationRef:
+def evaluate(spec: EvaluationSpec, model: ModelUri, prompt: PromptKind = PromptKind.TUNED) -> EvaluationRef:
     """Ask a model every golden item and keep each answer with its scores."""
     golden = open_golden_set(spec)
-    result = evaluate_system(system_of(model, spec), golden, spec)
+    check_engine_is_there(spec)
+    result = evaluate_system(system_of(model, spec, prompt), golden, spec)
     publish_evaluation(spec, result)
     return result

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 from prefect import flow
+from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
-from tasks.training.steps import find_trained, train_adapter
 
 from tasks.contracts.errors import TrainingError
 from tasks.contracts.references import TrainedModelRef, TrainRequest
+from tasks.training.steps import find_trained, train_adapter
 
 
 @flow(name="train", flow_run_name="train {request.name}", persist_result=False)
@@ -24,11 +27,14 @@ def train_where_told(request: TrainRequest) -> TrainedModelRef:
     deployment = request.execution.train_deployment
     if deployment is None:
         return train(request)
-    run = run_deployment(
-        deployment,
-        parameters={"request": request.model_dump(mode="json")},
-        timeout=None,
-        poll_interval=2,
+    run = cast(
+        FlowRun,  # in a synchronous flow; Prefect's type says that it may be a coroutine
+        run_deployment(
+            deployment,
+            parameters={"request": request.model_dump(mode="json")},
+            timeout=None,
+            poll_interval=2,
+        ),
     )
     if run.state is None or not run.state.is_completed():
         raise TrainingError(

@@ -143,12 +143,10 @@ def rollback(
     """Make the previous version champion again."""
     execution = _execution(store)
     _prepare(execution)
-    from tasks.registry.champion import rollback as roll_back
+    from tasks.registry.register import rollback as roll_back
 
-    now = roll_back(name, execution, reason)
-    if now.champion is None:
-        raise RuntimeError("a rollback ended without a champion")
-    console.print(f"{name}: version {now.champion.version} is champion again.", highlight=False)
+    registered = roll_back(name, execution, reason)
+    console.print(f"{name}: version {registered.version} is champion again.", highlight=False)
 
 
 def main() -> None:

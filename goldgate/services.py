@@ -254,13 +254,13 @@ def _start_all(services: Services, store: Path, prefect_file: Path, console: Con
         "--no-serve-artifacts", "--default-artifact-root", (store / "mlartifacts").as_uri(),
     )  # fmt: skip
     wait("prefect", lambda: _answers(f"{services.prefect_url}/api/ready"))
+    wait("mlflow", lambda: _answers(f"{services.mlflow_url}/health"))
     with console.status("deploying …"):
         deploy(services.prefect_url, environment, prefect_file, logs / "deploy.log")
     console.print("  up  deployments", highlight=False)
     pools = list(_yaml("work_pools.yaml"))
     for pool in pools:
         start(f"worker-{pool}", "prefect", "worker", "start", "--pool", pool, "--type", "process", "--name", pool)
-    wait("mlflow", lambda: _answers(f"{services.mlflow_url}/health"))
     for pool in pools:
         wait(f"worker-{pool}", lambda pool=pool: _worker_online(services.prefect_url, pool))  # type: ignore[misc]
     _say_where(services, console)

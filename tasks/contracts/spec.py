@@ -39,6 +39,13 @@ class TaskKind(StrEnum):
     CHAT = "chat"
 
 
+class PromptKind(StrEnum):
+    """How a model is asked: tuned, with the bare instruction; base, with the answers spelled out."""
+
+    TUNED = "tuned"
+    BASE = "base"
+
+
 class DataFormat(StrEnum):
     """How a source is written."""
 
@@ -252,6 +259,18 @@ def _model_uri(uri: str) -> str:
 ModelUri = Annotated[str, AfterValidator(_model_uri)]
 
 
+class EvaluationSpec(Frozen):
+    """What it takes to score a model on a golden set: the part of a `RetrainSpec` that has nothing to do with training."""
+
+    name: str = knob(
+        0, "Name of the task: the registered model and the MLflow experiment.", pattern=r"^[a-z][a-z0-9_-]{0,62}$"
+    )
+    task: TaskSpec = knob(1, "The narrow task.")
+    golden: GoldenSpec = knob(2, "The golden set.")
+    evaluate: EvaluateSpec = knob(3, "How models are asked.", default=EvaluateSpec())
+    execution: ExecutionSpec = knob(4, "Where things run and are kept.", default_factory=ExecutionSpec)
+
+
 class RetrainSpec(Frozen):
     """Everything that one run needs to know."""
 
@@ -271,3 +290,9 @@ class RetrainSpec(Frozen):
     evaluate: EvaluateSpec = knob(7, "How models are asked.", default=EvaluateSpec())
     policy: Policy = knob(8, "What the gate asks.", default=Policy())
     execution: ExecutionSpec = knob(9, "Where things run and are kept.", default_factory=ExecutionSpec)
+
+    def evaluation(self) -> EvaluationSpec:
+        """The part that evaluating needs."""
+        return EvaluationSpec(
+            name=self.name, task=self.task, golden=self.golden, evaluate=self.evaluate, execution=self.execution
+        )

@@ -17,7 +17,7 @@ from tasks.contracts.errors import GoldenSetError, StoreError
 from tasks.contracts.progress import Progress, ProgressListener, ignore_progress
 from tasks.contracts.references import GoldenSetRef
 from tasks.contracts.rows import Row, read_rows, write_rows
-from tasks.contracts.spec import RetrainSpec, TaskKind, TaskSpec
+from tasks.contracts.spec import EvaluationSpec, RetrainSpec, TaskKind, TaskSpec
 from tasks.data.draw import content_hash, draw, make_units, quotas, stratum
 from tasks.data.duplicates import find_duplicates
 from tasks.data.ingest import ROWS, digest_source, ingest
@@ -137,7 +137,7 @@ def _fewest(spec: RetrainSpec) -> int:
     return math.ceil(0.9 * spec.golden.items)
 
 
-def open_golden(spec: RetrainSpec) -> GoldenSetRef:
+def open_golden(spec: EvaluationSpec) -> GoldenSetRef:
     """The frozen golden set, after a look at every byte of it.
 
     Raises:
@@ -190,7 +190,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_fit(items: Iterable[Row], manifest: dict[str, Any], spec: RetrainSpec, path: Path) -> None:
+def _check_fit(items: Iterable[Row], manifest: dict[str, Any], spec: EvaluationSpec, path: Path) -> None:
     """Whether the items can judge this task: their kind, their labels, their schema."""
     task = spec.task
     fix = "correct `task`, or freeze a golden set for the new task in a new folder"

@@ -9,7 +9,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from tasks.contracts.references import GoldenSetRef, RawDatasetRef, SplitsRef, ValidDatasetRef
-from tasks.contracts.spec import RetrainSpec
+from tasks.contracts.spec import EvaluationSpec, RetrainSpec
 from tasks.runtime import open_store, progress_of, say_done
 from tasks.store import fingerprint
 
@@ -20,7 +20,7 @@ _CURATE_VERSION = 1
 
 
 @task(name="open golden set", persist_result=False, cache_policy=NO_CACHE)
-def open_golden_set(spec: RetrainSpec) -> GoldenSetRef:
+def open_golden_set(spec: EvaluationSpec) -> GoldenSetRef:
     """Check every byte of the golden set before any compute is spent."""
     from tasks.data.golden import open_golden
 

@@ -302,7 +302,9 @@ def run_suite(suite: Any, frame: pd.DataFrame, docs: Path | None = None) -> Suit
             )
         template = config.meta["reason"]
         if "unexpected_index_list" not in outcome.result:
-            of_set.append(template.format(value=outcome.result.get("observed_value")))
+            missing = outcome.result.get("partial_missing_list")  # of a set of values that all have to be there
+            value = outcome.result["observed_value"] if missing is None else ", ".join(map(repr, missing))
+            of_set.append(template.format(value=value))
             continue
         column, code = config.kwargs["column"], config.meta["code"]
         for entry in outcome.result["unexpected_index_list"]:

@@ -192,8 +192,8 @@ def compare_metrics(
         index = {label: position for position, label in enumerate(labels)}
         estimate = bootstrap_macro_f1(
             np.array([index.get(outcome.target, -1) for outcome in baseline]),
-            np.array([index.get(outcome.prediction, -1) for outcome in baseline]),
-            np.array([index.get(outcome.prediction, -1) for outcome in candidate]),
+            np.array([index.get(outcome.prediction.strip(), -1) for outcome in baseline]),
+            np.array([index.get(outcome.prediction.strip(), -1) for outcome in candidate]),
             len(labels),
             policy.alpha,
         )

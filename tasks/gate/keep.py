@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tasks.contracts.errors import NotComparableError, StoreError
-from tasks.contracts.references import EvaluationRef, GoldenSetRef, SplitsRef, Verdict, VerdictRef
+from tasks.contracts.references import EvaluationRef, EvaluationSummary, GoldenSetRef, SplitsRef, Verdict, VerdictRef
 from tasks.contracts.spec import Policy
 from tasks.gate.decide import Side, give_verdict
 from tasks.gate.files import read_evaluation
@@ -50,8 +50,11 @@ def keep_verdict(
         for name, evaluation in (("baseline", baseline), ("candidate", candidate)):
             source = store.files(store.open(evaluation.uri))
             (folder / name).mkdir()
-            for file in (ITEMS_FILE, SUMMARY_FILE):
-                shutil.copyfile(source / file, folder / name / file)
+            shutil.copyfile(source / ITEMS_FILE, folder / name / ITEMS_FILE)
+            # An evaluation is reused when the same model comes back in another role (a candidate that became champion).
+            summary = EvaluationSummary.model_validate_json((source / SUMMARY_FILE).read_text(encoding="utf-8"))
+            as_asked = summary.model_copy(update={"system": evaluation.system})
+            (folder / name / SUMMARY_FILE).write_text(as_asked.model_dump_json(indent=2), encoding="utf-8")
         verdict = _recompute(
             folder,
             policy,

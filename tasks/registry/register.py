@@ -182,7 +182,8 @@ def _check_registry(
             raise RegistryError(
                 f"This model was version {version.version} and was rolled back: {taken_back.reason}",
                 where=f"models:/{name}/{version.version}",
-                fix=f"train another candidate; to take this one back after all, call `goldgate rollback {name}` again",
+                fix="train another candidate; to take this one back after all, "
+                f"call `goldgate rollback {name} --reason …` again",
             )
     found = next((version for version in same_model if version.tags.get(VERDICT_DIGEST) == verdict.digest), None)
     number = aliases_of(client, name).get(CHAMPION)

@@ -88,6 +88,21 @@ def status(name: str, execution: ExecutionSpec) -> RegistryStatus:
         )
 
 
+def registered_names(execution: ExecutionSpec) -> list[str]:
+    """The names of all registered models, in order; creates nothing.
+
+    Raises:
+        ServiceError: MLflow cannot be reached.
+        RegistryError: MLflow refuses.
+    """
+    uri = tracking_uri(execution)
+    if uri.startswith("sqlite:") and not sqlite_path(uri).exists():
+        return []
+    client = connect(execution)
+    with registry_errors(execution):
+        return sorted(model.name for model in client.search_registered_models(max_results=1000))
+
+
 def version_tags(verdict: VerdictRef, trained: TrainedModelRef) -> dict[str, str]:
     """The tags of a new version: digests, verdict with its reasons and numbers, and the recipe it came from."""
     decided = verdict.verdict

@@ -82,14 +82,14 @@ def gather(store: Store, run: Run, created: datetime) -> ReportData:
         created=created,
         verdict=run.verdict.verdict,
         evidence=str(store.files(store.open(run.verdict.uri))) if store.local else run.verdict.uri,
-        baseline=_summary(baseline),
-        candidate=_summary(candidate),
+        baseline=_summary(baseline, run.baseline),
+        candidate=_summary(candidate, run.candidate),
         baseline_outcomes=_outcomes(baseline),
         candidate_outcomes=_outcomes(candidate),
         trained=run.trained,
         curves=[CurvePoint.from_record(record) for record in _lines(trained / "curves.jsonl")],
         funnel=Funnel(
-            read=run.valid.rows + run.valid.quarantined,  # the raw count leaves out what could not be read as a row
+            read=run.raw.rows,
             quarantined=run.valid.quarantined,
             quarantine_reasons=valid.manifest.facts["reasons"],
             quarantine=[
@@ -131,8 +131,10 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
         yield from (json.loads(line) for line in lines if line.strip())
 
 
-def _summary(folder: Path) -> EvaluationSummary:
-    return EvaluationSummary.model_validate_json((folder / "summary.json").read_text(encoding="utf-8"))
+def _summary(folder: Path, evaluation: EvaluationRef) -> EvaluationSummary:
+    """The summary of an evaluation, in the role that the model has in this run."""
+    summary = EvaluationSummary.model_validate_json((folder / "summary.json").read_text(encoding="utf-8"))
+    return summary.model_copy(update={"system": evaluation.system})
 
 
 def _outcomes(folder: Path) -> list[ItemOutcome]:

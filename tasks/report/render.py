@@ -63,7 +63,7 @@ def render_report(data: ReportData) -> str:
         points=points,
         metric_name=metric_name,
         duration=_duration,
-        gib=_gib,
+        gigabytes=_gigabytes,
         code=_code,
         spoken=views.spoken,
     )
@@ -108,8 +108,8 @@ def _duration(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:.2f} GiB"
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.1f} GB"
 
 
 def _is_address(text: str) -> bool:

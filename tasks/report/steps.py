@@ -18,7 +18,7 @@ from tasks.contracts.references import (
     ValidDatasetRef,
     VerdictRef,
 )
-from tasks.contracts.spec import RetrainSpec
+from tasks.contracts.spec import EvaluationSpec, RetrainSpec
 from tasks.report.summary import evaluation_markdown, outcome_word, verdict_markdown
 from tasks.runtime import open_store, say_done
 
@@ -63,7 +63,7 @@ def publish_verdict(
 
 
 @task(name="publish evaluation", persist_result=False, cache_policy=NO_CACHE)
-def publish_evaluation(spec: RetrainSpec, result: EvaluationRef) -> None:
+def publish_evaluation(spec: EvaluationSpec | RetrainSpec, result: EvaluationRef) -> None:
     """Show the scores of one model on the page of the run."""
     create_markdown_artifact(
         evaluation_markdown(result), key=_key(spec, "evaluation"), description=f"{result.system.label} on {spec.name}"
@@ -84,6 +84,6 @@ def named_state(
     return Completed(name=outcome_word(verdict.verdict.outcome), message=verdict.verdict.reasons[0], data=result)
 
 
-def _key(spec: RetrainSpec, what: str) -> str:
+def _key(spec: EvaluationSpec | RetrainSpec, what: str) -> str:
     """A key as Prefect takes it: lower-case letters, digits and dashes."""
     return f"{spec.name.replace('_', '-')}-{what}"

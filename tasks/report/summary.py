@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, NamedTuple
+from urllib.parse import unquote
 
 from tasks.contracts.numbers import metric_name, p_words, percent, points
 from tasks.contracts.references import (
@@ -125,10 +126,10 @@ def verdict_markdown(
         f"**Next.** {next_steps(verdict, registered)}",
         "",
         f"Baseline: {verdict.baseline.label}. Candidate: {verdict.candidate.label}. "
-        f"{p_words(verdict.p_value).capitalize()} (exact, one-sided). Look {verdict.looks} at this golden set.",
+        f"Exact one-sided test: {p_words(verdict.p_value)}. Look {verdict.looks} at this golden set.",
     ]
     if links:
-        lines += ["", " · ".join(f"[{name}]({address})" for name, address in links.items())]
+        lines += ["", *[f"- {_link(name, address)}" for name, address in links.items()]]
     return "\n".join(lines) + "\n"
 
 
@@ -193,6 +194,13 @@ def verdict_record(
         "evidence": kept.uri,
         "links": dict(links),
     }
+
+
+def _link(name: str, address: str) -> str:
+    """A link, or a path to copy: no browser follows a link from a served page to a file."""
+    if address.startswith(("http://", "https://")):
+        return f"[{name}]({address})"
+    return f"{name}: `{unquote(address.removeprefix('file://'))}`"
 
 
 def _cell(text: str) -> str:

@@ -199,7 +199,8 @@ def confusion(outcomes: Sequence[ItemOutcome], labels: Sequence[str]) -> Confusi
     """What each class was taken for. An answer that is no class counts as one of its own."""
     known = set(labels)
     pairs = Counter(
-        (outcome.target, outcome.prediction if outcome.prediction in known else NO_CLASS) for outcome in outcomes
+        (outcome.target, outcome.prediction.strip() if outcome.prediction.strip() in known else NO_CLASS)
+        for outcome in outcomes
     )
     mistakes = [(target, answer, count) for (target, answer), count in pairs.most_common() if target != answer]
     if len(labels) > MAX_MATRIX:

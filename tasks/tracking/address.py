@@ -28,6 +28,7 @@ _MLFLOW_SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",  # read at import: a run on a company's data does not call home
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",  # the terminal belongs to the run's own progress
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "4",  # half a minute: long enough for a restart, and nobody waits four
 }
 _ANSWER_SECONDS = 8.0  # a server that starts cold on a busy machine needs a few; nobody waits longer for an error
 

@@ -101,7 +101,7 @@ def registered_files(uri: str, execution: ExecutionSpec) -> RegisteredFiles:
             f"The files of {shown} are not those that were registered (their sha256 differs).",
             where=str(artifacts["model"]),
             fix="restore the folder from a copy; a download can be deleted, it is then made anew; "
-            f"or move the alias away (`goldgate rollback {version.name}`)",
+            f"or move the alias away (`goldgate rollback {version.name} --reason …`)",
         )
     return RegisteredFiles(version.name, str(version.version), dict(version.tags), root, artifacts)
 

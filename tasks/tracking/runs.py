@@ -6,7 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -112,8 +112,11 @@ def open_run(
         params: settings to keep, as text; passwords in addresses are taken out.
 
     Raises:
-        ServiceError: MLflow cannot be reached, or keeps the experiment's files where this process cannot write.
+        ServiceError: MLflow cannot be reached or refuses, or keeps the experiment's files behind a server that this
+            process does not talk to.
     """
+    from mlflow.exceptions import MlflowException
+
     client = connect(execution)
     experiment_number = ensure_experiment(client, execution, experiment)
     found = _find(client, experiment_number, key)
@@ -126,13 +129,17 @@ def open_run(
         run.set_tags(tags)
         run.log_params(params)
         yield run
-    except KeyboardInterrupt:
-        client.set_terminated(run.id, "KILLED")
+        client.set_terminated(run.id, "FINISHED")
+    except BaseException as error:
+        with suppress(MlflowException):  # the error that is on its way says more than that this failed too
+            client.set_terminated(run.id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        if isinstance(error, MlflowException):
+            raise ServiceError(
+                f"MLflow did not take what the run has to say: {error.message}",
+                where=without_password(tracking_uri(execution)),
+                fix="see that the server or the disk is well and run again; finished steps are kept",
+            ) from error
         raise
-    except BaseException:
-        client.set_terminated(run.id, "FAILED")
-        raise
-    client.set_terminated(run.id, "FINISHED")
 
 
 def run_link(execution: ExecutionSpec, experiment: str, key: str) -> str | None:

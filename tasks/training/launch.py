@@ -17,6 +17,7 @@ from pathlib import Path
 from tasks.contracts.errors import GoldgateError, TrainingError
 from tasks.contracts.progress import ProgressListener
 from tasks.training.job import ERROR, OUT_OF_MEMORY_FIX, PROGRESS, RESULT, TrainJob, TrainResult, read_progress
+from tasks.training.tether import TETHERED
 
 _POLL_SECONDS = 0.3
 _GRACE_SECONDS = 10.0  # for the process to close its MLflow run after an interrupt
@@ -81,10 +82,11 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _launcher() -> list[str]:
     devices = _cuda_devices()
+    python = [sys.executable, "-m", "tasks.training.tether", str(os.getpid())]
     if devices < 2:
-        return [sys.executable]
+        return python
     return [
-        sys.executable, "-m", "accelerate.commands.launch",
+        *python, "-m", "accelerate.commands.launch",
         "--num_processes", str(devices), "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no",
     ]  # fmt: skip
 
@@ -101,7 +103,7 @@ def _cuda_devices() -> int:
 def _environment() -> dict[str, str]:
     return {
         **os.environ,
-        "GOLDGATE_TETHERED": "1",
+        TETHERED: "1",
         "HF_HUB_OFFLINE": "1",  # everything is in the job's folders; nothing may be fetched behind its back
         "HF_DATASETS_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",

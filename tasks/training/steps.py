@@ -5,15 +5,19 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.contracts.errors import TrainingError
 from tasks.contracts.references import BaseModelRef, TrainedModelRef, TrainRequest
 from tasks.contracts.spec import RetrainSpec
 from tasks.runtime import open_store, progress_of, say_done
-from tasks.store import digest_folder, fingerprint
+from tasks.store import Artefact, digest_folder, fingerprint
+
+if TYPE_CHECKING:
+    from tasks.training.job import TrainResult
 
 _BASE_VERSION = 1  # raise when conversion changes what it writes
 _TRAIN_VERSION = 1  # raise when training changes what it makes of the same recipe
@@ -37,12 +41,11 @@ def fetch_base_model(spec: RetrainSpec) -> BaseModelRef:
 @task(name="train adapter", persist_result=False, cache_policy=NO_CACHE)
 def train_adapter(request: TrainRequest) -> TrainedModelRef:
     """Train a QLoRA adapter in a process of its own and merge it; goes on from the last checkpoint of a killed one."""
-    from tasks.training.job import TrainJob, TrainResult
+    from tasks.training.job import TrainJob
     from tasks.training.launch import run_training
 
     store = open_store(request.execution)
-    config = {"task": request.task, "recipe": request.recipe}
-    inputs = {"base": request.base.digest, "splits": request.splits.digest}
+    config, inputs = _recipe(request)
     recipe = fingerprint("train", _TRAIN_VERSION, config, inputs)
 
     def make(out: Path) -> Mapping[str, Any]:
@@ -63,9 +66,46 @@ def train_adapter(request: TrainRequest) -> TrainedModelRef:
     with progress_of("train") as listener:
         artefact = store.produce("train", _TRAIN_VERSION, config, inputs, make)
     shutil.rmtree(store.scratch("train", recipe), ignore_errors=True)  # checkpoints of what is finished
-    facts = dict(artefact.manifest.facts)
-    digests = {name: facts.pop(name) for name in ("adapter_digest", "merged_digest")}
-    result = TrainResult.model_validate(facts)
-    say_done("train", result.sentence(), reused=artefact.reused)
-    kept = {name: getattr(result, name) for name in TrainedModelRef.model_fields if name in TrainResult.model_fields}
-    return TrainedModelRef(**artefact.reference(), **digests, **kept)
+    reference = _reference(artefact)
+    say_done("train", _result(artefact).sentence(), reused=artefact.reused)
+    return reference
+
+
+def find_trained(request: TrainRequest) -> TrainedModelRef:
+    """What another worker made of this request, found in the store that both share.
+
+    Raises:
+        TrainingError: it is not there.
+    """
+    store = open_store(request.execution)
+    config, inputs = _recipe(request)
+    artefact = store.find("train", fingerprint("train", _TRAIN_VERSION, config, inputs))
+    if artefact is None:
+        raise TrainingError(
+            "The training run has ended well, but its model is not in the store of this run.",
+            where=request.execution.store,
+            fix="give all workers one `execution.store` that all can reach, and the same version of Goldgate",
+        )
+    say_done("train", _result(artefact).sentence(), reused=False)
+    return _reference(artefact)
+
+
+def _recipe(request: TrainRequest) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the trained model depends on: configuration, and digests of what is read."""
+    return (
+        {"task": request.task, "recipe": request.recipe},
+        {"base": request.base.digest, "splits": request.splits.digest},
+    )
+
+
+def _result(artefact: Artefact) -> TrainResult:
+    from tasks.training.job import TrainResult
+
+    facts = artefact.manifest.facts
+    return TrainResult.model_validate({name: facts[name] for name in TrainResult.model_fields})
+
+
+def _reference(artefact: Artefact) -> TrainedModelRef:
+    facts = artefact.manifest.facts
+    own = TrainedModelRef.model_fields.keys() & facts.keys()
+    return TrainedModelRef(**artefact.reference(), **{name: facts[name] for name in own})

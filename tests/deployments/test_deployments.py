@@ -114,14 +114,17 @@ def test_pools() -> None:
 
 
 def test_vanished_workers_are_noticed_in_our_pools_alone() -> None:
-    (automation,) = yaml.safe_load((ROOT / "deployments/automations.yaml").read_text())["automations"]
-    AutomationCore.model_validate(automation)
-    trigger = automation["trigger"]
-    assert trigger["match_related"] == {"prefect.resource.role": "work-pool", "prefect.resource.name": list(POOLS)}
+    automations = yaml.safe_load((ROOT / "deployments/automations.yaml").read_text())["automations"]
+    for automation in automations:
+        AutomationCore.model_validate(automation)
+        related = automation["trigger"]["match_related"]
+        assert related == {"prefect.resource.role": "work-pool", "prefect.resource.name": list(POOLS)}
+        assert automation["actions"][0]["state"] == "CRASHED"
+    assert len({automation["name"] for automation in automations}) == len(automations) == 2
     environment = services.worker_environment(
         services.Services(store="/s", prefect_url="http://p", mlflow_url="http://m"), {}
     )
-    assert trigger["within"] == 3 * int(environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
+    assert automations[0]["trigger"]["within"] == 3 * int(environment["PREFECT_FLOWS_HEARTBEAT_FREQUENCY"])
 
 
 def test_nothing_names_this_machine() -> None:

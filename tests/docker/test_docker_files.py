@@ -332,8 +332,9 @@ def test_volumes_of_a_plain_user_are_made_for_it() -> None:
             assert volume.split(":")[1] in made[1].split(), f"{name}: {volume}"
 
 
-# Read by the code, but of no use in a container.
+# Read by the code, but not for a container to set.
 NOT_IN_COMPOSE = {
+    "GOLDGATE_TETHERED",  # the launcher of a training sets it for its child
     "GOLDGATE_VLLM_ENV",  # the workers' image has no vLLM; a spec names the service's URL instead
 }
 

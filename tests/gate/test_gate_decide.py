@@ -266,3 +266,8 @@ def test_looks_are_said() -> None:
     assert verdict.looks == 3
     assert "has now judged 3 different candidates" in verdict.reasons[-1]
     assert verdict.digests == {"candidate": "c"}
+
+
+def test_white_space_around_an_answer_is_no_other_answer() -> None:
+    padded = [one.model_copy(update={"prediction": f" {one.prediction}\n"}) for one in CAND]
+    assert decide(BASE, padded, Policy(), LABELS) == decide(BASE, CAND, Policy(), LABELS)

@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 
 from tasks.contracts.errors import NotComparableError, StoreError
+from tasks.contracts.progress import Progress
 from tasks.contracts.references import GoldenSetRef, Outcome, SplitsRef
-from tasks.contracts.spec import Policy
+from tasks.contracts.spec import DataSpec, ExecutionSpec, GoldenSpec, Policy, RetrainSpec, TaskKind, TaskSpec
 from tasks.gate.keep import keep_verdict, verify_verdict
+from tasks.gate.steps import judge
+from tasks.runtime import display
 from tasks.store import Store, digest_file
-from tests.gate.made_up import CONDITIONS, evaluation, sides
+from tests.gate.made_up import CONDITIONS, LABELS, evaluation, sides
 
 GOLDEN = GoldenSetRef(path="golden", digest="9" * 64, items=400)
 SPLITS = SplitsRef(uri="x", step="curate", fingerprint="f", digest="5" * 64, train_rows=10, dev_rows=2, removed={})
@@ -41,6 +44,38 @@ def test_a_verdict_is_kept_with_its_evidence_and_can_be_recomputed(store: Store)
         "baseline_outcomes": digest_file(folder / "baseline" / "items.jsonl"),
     }
     assert [row.metric for row in kept.verdict.metrics] == ["exact_match", "macro_f1", "valid_output"]
+
+
+def test_the_task_says_the_verdict(store: Store) -> None:
+    baseline, candidate = evaluation(store, "champion", "b", BEFORE), evaluation(store, "candidate", "c", AFTER)
+    spec = RetrainSpec(
+        name="animals",
+        task=TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which animal?", labels=LABELS),
+        data=DataSpec(source="x"),
+        golden=GoldenSpec(path="golden"),
+        base_model="x",
+        policy=Policy(alpha=0.01),
+        execution=ExecutionSpec(store=store.root),
+    )
+    said: list[tuple[str, str]] = []
+
+    class Listener:
+        def start(self, step: str) -> None:
+            pass
+
+        def update(self, step: str, progress: Progress) -> None:
+            pass
+
+        def finish(self, step: str, summary: str, *, reused: bool) -> None:
+            said.append((step, summary))
+
+    token = display.set(Listener())
+    try:
+        kept = judge.fn(baseline, candidate, SPLITS, GOLDEN, spec)
+    finally:
+        display.reset(token)
+    assert kept.verdict.policy.alpha == 0.01
+    assert said == [("judge", f"PROMOTE: {kept.verdict.reasons[0]}")]
 
 
 def test_a_verdict_that_its_outcomes_do_not_give_is_found(store: Store, tmp_path: Path) -> None:

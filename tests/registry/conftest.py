@@ -11,9 +11,26 @@ from tests.registry.workshop import Workshop
 
 
 @pytest.fixture(scope="session")
-def workshop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Workshop:
+def lively_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with larger weights: as made, it gives every text the same answer."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = tmp_path_factory.mktemp("lively-model")
+    model = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for weights in model.parameters():
+            if weights.ndim > 1:
+                weights.mul_(12)
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny_model).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def workshop(tmp_path_factory: pytest.TempPathFactory, lively_model: Path) -> Workshop:
     """One SQLite registry for the room, since making its tables takes seconds; each test takes a name of its own."""
-    return Workshop(ExecutionSpec(store=str(tmp_path_factory.mktemp("registry") / "store")), tiny_model)
+    return Workshop(ExecutionSpec(store=str(tmp_path_factory.mktemp("registry") / "store")), lively_model)
 
 
 @pytest.fixture(autouse=True)

@@ -13,7 +13,7 @@ from tasks.contracts.references import Outcome, RegisteredModelRef
 from tasks.contracts.spec import ExecutionSpec
 from tasks.registry.champion import find_champion, find_opponent
 from tasks.registry.register import register, rollback
-from tasks.registry.versions import aliases_of, status
+from tasks.registry.versions import aliases_of, registered_names, status
 from tasks.store import Store, digest_folder
 from tasks.tracking import connect, model_folder, registered_files
 from tests.registry.workshop import PROMPT, Workshop
@@ -110,6 +110,7 @@ def test_tags_say_what_was_decided(workshop: Workshop, name: str) -> None:
     assert seen.champion is not None
     assert seen.champion.metrics == verdict.verdict.metrics
     assert (seen.champion.version, seen.previous, seen.versions) == ("1", None, 1)
+    assert name in registered_names(workshop.execution)
 
 
 def test_registered_files_are_the_evaluated_bytes(workshop: Workshop, name: str) -> None:
@@ -315,6 +316,7 @@ def test_killed_anywhere_while_rolling_back(workshop: Workshop) -> None:
 def test_status_creates_nothing(tmp_path: Path) -> None:
     execution = ExecutionSpec(store=str(tmp_path / "store"))
     assert status("complaints", execution).champion is None
+    assert registered_names(execution) == []
     assert not (tmp_path / "store").exists()
 
 
@@ -326,3 +328,15 @@ def test_nothing_is_written_into_the_working_directory(
     register(workshop.verdict(one), one, workshop.spec(name))
     assert list(tmp_path.iterdir()) == []
     assert [path for path in Path(workshop.execution.store, "scratch").rglob("*") if path.is_file()] == []
+
+
+def test_prefect_tasks_hand_on_references(workshop: Workshop, name: str) -> None:
+    from tasks.registry.steps import find_system_to_beat, register_champion
+
+    one, two = workshop.trained("one"), workshop.trained("two")
+    spec = workshop.spec(name)
+    assert find_system_to_beat.fn(one, spec) is None
+    assert register_champion.fn(workshop.verdict(one), one, spec).version == "1"
+    opponent = find_system_to_beat.fn(two, spec)
+    assert opponent is not None
+    assert opponent.label == "champion v1"

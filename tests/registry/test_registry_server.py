@@ -26,7 +26,7 @@ pytestmark = pytest.mark.services
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Workshop]:
+def served(tmp_path_factory: pytest.TempPathFactory, lively_model: Path) -> Iterator[Workshop]:
     """A server over a database that runs without a server have used before: experiment `before` has local files."""
     home = tmp_path_factory.mktemp("server")
     local = ExecutionSpec(store=str(home / "store"))
@@ -56,7 +56,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterat
                 time.sleep(0.5)
         else:
             pytest.fail((home / "server.log").read_text()[-3000:])
-        yield Workshop(ExecutionSpec(store=local.store, tracking_uri=url), tiny_model)
+        yield Workshop(ExecutionSpec(store=local.store, tracking_uri=url), lively_model)
     finally:
         os.killpg(server.pid, 15)
         server.wait(timeout=60)

@@ -22,6 +22,7 @@ _TEXTS = [
     "Fraud on the card! " * 12,
     "Überweisung kam nie an – 29,95 €",
     "",
+    *(f"complaint {number * 7919} about a card or loan" for number in range(15)),
 ]
 _SCHEMA = {"type": "object", "properties": {"amount": {"type": "number"}}}
 
@@ -55,7 +56,7 @@ def _step_by_step(folder: Path, prompt: Prompt, labels: tuple[str, ...], max_new
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     words = [tokenizer.decode([token]) for token in range(len(tokenizer))]
 
     def allowed(token: int, written: str) -> bool:
@@ -82,33 +83,48 @@ def _step_by_step(folder: Path, prompt: Prompt, labels: tuple[str, ...], max_new
     return answers
 
 
-def test_answers_in_a_new_process(workshop: Workshop, tmp_path: Path) -> None:
+def _served(workshop: Workshop, name: str) -> Any:
+    import mlflow
+
+    return mlflow.pyfunc.load_model(str(registered_files(f"models:/{name}@champion", workshop.execution).root))
+
+
+@pytest.fixture(scope="module")
+def names(workshop: Workshop) -> list[str]:
+    """Two registered models: one held to labels, one that writes freely."""
     one = workshop.trained("one")
     register(workshop.verdict(one), one, workshop.spec("classify"))
     extract = workshop.spec("extract", kind="extract", labels=(), json_schema=_SCHEMA)
     register(workshop.verdict(one), one, extract)
+    return ["classify", "extract"]
+
+
+def test_answers_by_the_rules(workshop: Workshop, names: list[str]) -> None:
+    for name, labels, longest in zip(names, (LABELS, ()), (16, 8), strict=True):
+        model = _served(workshop, name)
+        model.unwrap_python_model().model.float()  # in bfloat16, batching alone changes an answer now and then
+        expected = _step_by_step(workshop.model, PROMPT, labels, longest)
+        assert len(set(expected)) > 1
+        assert not labels or set(expected) == set(labels)
+        assert model.predict(_TEXTS) == expected
+
+
+def test_answers_in_a_new_process(workshop: Workshop, names: list[str], tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _NEW_PROCESS, tracking_uri(workshop.execution), '["classify", "extract"]',
-         json.dumps(_TEXTS)],
+        [sys.executable, "-c", _NEW_PROCESS, tracking_uri(workshop.execution), json.dumps(names), json.dumps(_TEXTS)],
         cwd=tmp_path, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     assert list(tmp_path.iterdir()) == []
     answers = json.loads(done.stdout.splitlines()[-1])
+    for name in names:
+        here = _served(workshop, name).predict(_TEXTS)
+        assert len(set(here)) > 1
+        assert answers[name]["list"] == here
+        assert answers[name]["frame"] == here
+        assert "one column 'text', not 'complaint'" in answers[name]["refused"]
 
-    labels = _step_by_step(workshop.tiny_model, PROMPT, LABELS, 16)
-    assert set(labels) <= set(LABELS)
-    assert answers["classify"]["list"] == labels
-    assert answers["classify"]["frame"] == labels
-    assert "one column 'text', not 'complaint'" in answers["classify"]["refused"]
-    assert answers["extract"]["list"] == _step_by_step(workshop.tiny_model, PROMPT, (), 8)
 
-
-def test_text_that_does_not_fit_is_refused(workshop: Workshop, name: str) -> None:
-    import mlflow
-
-    one = workshop.trained("one")
-    register(workshop.verdict(one), one, workshop.spec(name))
-    model = mlflow.pyfunc.load_model(str(registered_files(f"models:/{name}/1", workshop.execution).root))
+def test_text_that_does_not_fit_is_refused(workshop: Workshop, names: list[str]) -> None:
     with pytest.raises(Exception, match=r"a text is too long: .* of 512"):
-        model.predict(["card " * 600])
+        _served(workshop, names[0]).predict(["card " * 600])

@@ -29,7 +29,7 @@ class Workshop:
     """Makes what `register` takes, below one store root."""
 
     execution: ExecutionSpec
-    tiny_model: Path
+    model: Path
 
     def spec(self, name: str, **task: Any) -> RetrainSpec:
         """The spec of a task; labels unless said otherwise."""
@@ -45,10 +45,10 @@ class Workshop:
         )
 
     def trained(self, marker: str) -> TrainedModelRef:
-        """A candidate: the tiny model, with a note that makes its digest its own."""
+        """A candidate: the model, with a note that makes its digest its own."""
 
         def make(folder: Path) -> Mapping[str, Any]:
-            shutil.copytree(self.tiny_model, folder / "merged")
+            shutil.copytree(self.model, folder / "merged")
             (folder / "merged" / "note.txt").write_text(marker)
             (folder / "adapter").mkdir()
             (folder / "adapter" / "adapter_model.safetensors").write_bytes(marker.encode())

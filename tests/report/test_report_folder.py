@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,7 +14,6 @@ import pytest
 
 from tasks.contracts.errors import StoreError
 from tasks.contracts.references import (
-    ArtefactRef,
     EvaluationRef,
     GoldenSetRef,
     Outcome,
@@ -22,10 +23,12 @@ from tasks.contracts.references import (
     TrainedModelRef,
     ValidDatasetRef,
 )
-from tasks.contracts.spec import Policy, TaskKind
+from tasks.contracts.spec import ExecutionSpec, Policy, TaskKind
+from tasks.gate.files import judge_files, read_policy
 from tasks.gate.keep import keep_verdict, verify_verdict
 from tasks.report.folder import Run, write_folder
 from tasks.report.links import as_address, read_links
+from tasks.report.steps import named_state, write_run_folder
 from tasks.report.summary import next_steps, verdict_markdown, verdict_table
 from tasks.store import Store
 from tests.report.example import (
@@ -48,7 +51,7 @@ def keep(store: Store, step: str, files: Mapping[str, str], facts: Mapping[str, 
             (folder / name).write_text(text, encoding="utf-8")
         return facts or {}
 
-    return store.produce(step, 1, {}, {"files": ArtefactRef.__name__ + "".join(sorted(files))}, make).reference()
+    return store.produce(step, 1, {}, {"files": " ".join(sorted(files))}, make).reference()
 
 
 def lines(records: list[dict[str, Any]]) -> str:
@@ -137,6 +140,33 @@ def test_the_folder_holds_the_verdict_and_the_report(store: Store, run: Run) -> 
     assert "Rows read" in html
     evidence = html.split("--policy ")[1].split("/verdict.json")[0]
     assert verify_verdict(Path(evidence)) == kept
+    again = judge_files(
+        Path(evidence, "baseline"), Path(evidence, "candidate"), read_policy(Path(evidence, "verdict.json"))
+    )
+    assert (again.outcome, again.metrics) == (kept.outcome, kept.metrics)  # what the report says to run
+
+
+def test_the_task_writes_the_folder_with_its_links(store: Store, run: Run) -> None:
+    execution = ExecutionSpec(store=store.root, tracking_uri=f"sqlite:///{store.root}/mlflow.db")
+    spec = run.spec.model_copy(update={"execution": execution})
+    folder = write_run_folder.fn(
+        spec, run.raw, run.valid, run.splits, run.trained, run.baseline, run.candidate, run.verdict, None
+    )
+    assert read_links(folder) == {"Data Docs": "file:///docs/index.html"}  # SQLite has no pages to link to
+
+
+def test_the_final_state_is_named_for_the_verdict(run: Run) -> None:
+    state = named_state(run.spec, run.verdict, None, "/runs/x")
+    assert (state.name, state.is_completed()) == ("Promoted", True)
+    assert state.message == run.verdict.verdict.reasons[0]
+    assert state.result().folder == "/runs/x"
+
+
+def test_importing_the_tasks_imports_nothing_heavy() -> None:
+    heavy = ("torch", "transformers", "mlflow", "great_expectations", "scipy", "pandas")
+    code = f"import sys, tasks.gate.steps, tasks.report.steps; print([m for m in {heavy} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_two_runs_have_two_folders(store: Store, run: Run) -> None:
@@ -189,12 +219,14 @@ def test_the_table_is_the_verdict_in_words() -> None:
 
 def test_markdown_shows_verdict_reasons_table_and_links() -> None:
     verdict = example_report(0.74, 0.62).verdict
-    text = verdict_markdown(verdict, None, {"Report": "file:///r/report.html"})
+    text = verdict_markdown(
+        verdict, None, {"Report": "file:///a%20b/report.html", "MLflow": "http://127.0.0.1:5000/#/x"}
+    )
     assert text.startswith("# Rejected\n")
     assert all(reason in text for reason in verdict.reasons)
     assert "| **Exact match** (decides) | 78.8 % | 70.8 % | −8.0 | −13.0 to −3.0 | 400 |" in text
     assert "Nothing was changed" in text
-    assert "[Report](file:///r/report.html)" in text
+    assert "- Report: `/a b/report.html`\n- [MLflow](http://127.0.0.1:5000/#/x)\n" in text
 
 
 @pytest.mark.parametrize(

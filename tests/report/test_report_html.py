@@ -137,7 +137,7 @@ def test_training_and_data_are_told(pages: dict[str, Page]) -> None:
     text = pages["promote"].text
     assert "best 0.312 at step 135" in text
     assert "Went on from step 90" in text
-    assert "Peak memory 2.20 GiB" in text
+    assert "Peak memory 2.4 GB" in text
     assert (
         "Rows read 6,143 Quarantined −14 Exact duplicate −31 Near duplicate −402 Golden overlap −57 Not drawn −4,306"
         in text
@@ -156,7 +156,12 @@ def planted(payload: str) -> ReportData:
     data = example_report()
     spec = data.spec.model_copy(update={"task": data.spec.task.model_copy(update={"instruction": payload})})
     verdict = data.verdict.model_copy(
-        update={"candidate": data.verdict.candidate.model_copy(update={"label": payload}), "reasons": (payload,) * 3}
+        update={
+            "outcome": Outcome.REJECT,  # it names the baseline
+            "candidate": data.verdict.candidate.model_copy(update={"label": payload}),
+            "baseline": data.verdict.baseline.model_copy(update={"label": payload}),
+            "reasons": (payload,) * 3,
+        }
     )
     change = {"text": payload, "prediction": payload}
     return ReportData(

@@ -26,7 +26,7 @@ from tests.report.example import LABELS, outcome, outcomes
     [
         ([0.0, 0.37], 0.0, 0.4, 0.1),
         ([-0.03, 0.094], -0.05, 0.1, 0.025),
-        ([0.0, 0.0], 0.0, 1.0, 0.2),
+        ([0.0, 0.0], 0.0, 0.2, 0.2),
         ([0, 180], 0, 200, 50),
         ([2.0, 2.0], 2.0, 2.5, 0.5),
     ],
@@ -91,7 +91,12 @@ def test_the_funnel_adds_up() -> None:
 
 
 def test_confusion_counts_pairs_and_keeps_answers_that_are_no_class() -> None:
-    items = [outcome(1, "a", "a", ""), outcome(2, "a", "b", ""), outcome(3, "b", "what?", ""), outcome(4, "a", "a", "")]
+    items = [
+        outcome(1, "a", "a", ""),
+        outcome(2, "a", "b", ""),
+        outcome(3, "b", "what?", ""),
+        outcome(4, "a", " a\n", ""),
+    ]
     found = confusion(items, ["b", "a"])
     assert found.answers == ["a", "b", NO_CLASS]
     assert [(target, total, [cell.items for cell in cells]) for target, total, cells in found.rows] == [

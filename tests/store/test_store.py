@@ -99,7 +99,7 @@ def test_relative_root_becomes_absolute(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_nothing_there(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="No finished artefact is there") as caught:
-        Store(str(tmp_path)).open(str(tmp_path / "step" / "0" * 20))
+        Store(str(tmp_path)).open(str(tmp_path / "step" / ("0" * 20)))
     assert caught.value.where is not None
 
 
@@ -345,7 +345,7 @@ def remote(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """A store in memory, its local copies below `tmp_path`."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     root = f"/goldgate-{time.monotonic_ns()}"
-    yield f"memory:/{root}"
+    yield f"memory://{root}"
     memory = fsspec.filesystem("memory")
     if memory.exists(root):
         memory.rm(root, recursive=True)

@@ -12,7 +12,7 @@ import pytest
 
 from tasks.contracts.errors import ServiceError
 from tasks.contracts.spec import ExecutionSpec
-from tasks.tracking import connect, open_run, run_link
+from tasks.tracking import TrackedRun, connect, open_run, run_link
 
 _WORKER = """
 import sys
@@ -109,6 +109,26 @@ def test_ends_as_the_block_ended_and_goes_on_with_the_same_key(
     assert "now.lr" not in kept.data.tags
     with open_run(execution, "ends", "third", key=key, tags={}, params={}) as third:
         assert third.id == first.id  # a finished run of this key is found too
+
+
+def test_server_lost_in_the_middle(execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+    from mlflow.exceptions import MlflowException
+
+    def lost(*_: Any, **__: Any) -> None:
+        raise MlflowException("connection refused")
+
+    def write(run: TrackedRun) -> None:
+        monkeypatch.setattr(MlflowClient, "log_batch", lost)
+        monkeypatch.setattr(MlflowClient, "set_terminated", lost)
+        run.log_metrics({"loss": 1.0})
+
+    with (
+        pytest.raises(ServiceError, match="did not take what the run has to say: connection refused") as caught,
+        open_run(execution, "lost", "run", key="k", tags={}, params={}) as run,
+    ):
+        write(run)
+    assert caught.value.where == f"sqlite:///{execution.store}/mlflow.db"
 
 
 def test_other_keys_and_experiments_are_other_runs(execution: ExecutionSpec) -> None:

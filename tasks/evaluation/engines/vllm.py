@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from importlib.metadata import distributions
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO
 
 import httpx
 
@@ -24,6 +24,7 @@ from tasks.contracts.errors import EvaluationError
 from tasks.contracts.progress import Progress, ProgressListener
 from tasks.contracts.prompt import Decoding, Prompt
 from tasks.contracts.rows import Row
+from tasks.evaluation.engines.dtype import Dtype, default_dtype
 from tasks.evaluation.engines.engine import Answer
 from tasks.evaluation.engines.openai_http import OpenAIEngine
 
@@ -44,7 +45,7 @@ _DIES_WITH_PARENT = (
 
 
 def vllm_environment() -> Path:
-    """vLLM's environment: the folder named by GOLDGATE_VLLM_ENV, else `.vllm-env` in the root of the project.
+    """Find vLLM's environment: the folder named by GOLDGATE_VLLM_ENV, else `.vllm-env` in the root of the project.
 
     Raises:
         EvaluationError: it is not there or half made.
@@ -61,19 +62,17 @@ def vllm_environment() -> Path:
     return folder
 
 
-def vllm_identity(environment: Path, dtype: str = "bfloat16") -> str:
+def vllm_identity(environment: Path, dtype: Dtype | None = None) -> str:
     """What evaluations by this vLLM share; read from its packages, without starting it."""
     packages = [str(folder) for folder in environment.glob("lib/python*/site-packages")]
     found = {entry.name: entry.version for entry in distributions(name="vllm", path=packages)}
-    return f"vllm/{found['vllm'].split('+')[0]}/{dtype}"
+    return f"vllm/{found['vllm'].split('+')[0]}/{dtype or default_dtype()}"
 
 
 class VllmEngine:
     """A vLLM server on a free loopback port, started by the first `answer` and ended by `close`."""
 
-    def __init__(
-        self, folder: Path, *, batch_size: int, dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    ) -> None:
+    def __init__(self, folder: Path, *, batch_size: int, dtype: Dtype | None = None) -> None:
         """Prepare to serve the merged model in `folder`.
 
         Raises:
@@ -82,7 +81,7 @@ class VllmEngine:
         self._environment = vllm_environment()
         self._folder = folder
         self._batch_size = batch_size
-        self._dtype = dtype
+        self._dtype: Dtype = dtype or default_dtype()
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._client: OpenAIEngine | None = None
@@ -158,7 +157,7 @@ class VllmEngine:
         ]  # fmt: skip
 
     def _variables(self) -> dict[str, str]:
-        """The environment of the server: offline, silent towards the outside, on the cores that this process may use."""
+        """The environment of the server: offline, silent, on the cores that this process may use."""
         cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "PYTHON", "OMP_"))}
         return kept | {

@@ -1,0 +1,93 @@
+"""The room's tasks: references, reuse, and fingerprints that hold no place."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tasks.contracts.errors import DataError
+from tasks.contracts.spec import ExecutionSpec, Guard, RetrainSpec
+from tasks.data.golden import freeze
+from tasks.data.steps import curate_dataset, ingest_dataset, open_golden_set, validate_dataset
+from tests.data.toy_data import read_lines, rows, write_lines
+
+MakeSpec = Callable[..., RetrainSpec]
+RISK = {"accept_risks": {Guard.FEW_ROWS: "toy rows for a test"}}
+
+
+def test_from_source_to_splits(make_spec: MakeSpec, tmp_path: Path) -> None:
+    bad = [{"id": "bad", "text": "t", "label": "sales"}, {"id": "worse", "text": None, "label": "billing"}]
+    spec = make_spec(rows(200) + bad, curate=RISK)
+    freeze(spec)
+
+    golden = open_golden_set.fn(spec)
+    raw = ingest_dataset.fn(spec)
+    valid = validate_dataset.fn(raw, spec)
+    splits = curate_dataset.fn(valid, golden, spec)
+    assert (raw.rows, valid.rows, valid.quarantined) == (202, 200, 2)
+    assert (splits.train_rows, splits.dev_rows, splits.removed) == (144, 16, {"golden_item": 40})
+    assert [ref.reused for ref in (raw, valid, splits)] == [False] * 3
+    assert Path(valid.data_docs).is_file()
+    quarantine = read_lines(Path(valid.data_docs).parent.parent / "quarantine.jsonl")
+    assert [(entry["id"], entry["line"], entry["reasons"]) for entry in quarantine] == [
+        ("bad", 201, ["label 'sales' is none of the task's labels"]),
+        ("worse", 202, ["text is null"]),
+    ]
+
+    again = [ingest_dataset.fn(spec), validate_dataset.fn(raw, spec), curate_dataset.fn(valid, golden, spec)]
+    for first, second in zip([raw, valid, splits], again, strict=True):
+        assert second == first.model_copy(update={"reused": True})
+
+    # Another store and another place of the same source: the same recipes, and the same bytes of rows and splits.
+    (tmp_path / "elsewhere").mkdir()
+    moved = spec.model_copy(
+        update={
+            "data": spec.data.model_copy(
+                update={"source": str(Path(spec.data.source).rename(tmp_path / "elsewhere/data.jsonl"))}
+            ),
+            "execution": ExecutionSpec(store=str(tmp_path / "store2")),
+        }
+    )
+    raw2 = ingest_dataset.fn(moved)
+    valid2 = validate_dataset.fn(raw2, moved)
+    splits2 = curate_dataset.fn(valid2, golden, moved)
+    assert (raw2.fingerprint, valid2.fingerprint, splits2.fingerprint) == (
+        raw.fingerprint,
+        valid.fingerprint,
+        splits.fingerprint,
+    )
+    assert (raw2.digest, splits2.digest) == (raw.digest, splits.digest)
+
+    # What changes the result changes the recipe; what does not, does not.
+    wider = moved.model_copy(update={"curate": moved.curate.model_copy(update={"dev_share": 0.2})})
+    assert curate_dataset.fn(valid2, golden, wider).fingerprint != splits.fingerprint
+    slower = moved.model_copy(update={"train": moved.train.model_copy(update={"learning_rate": 1e-4})})
+    assert curate_dataset.fn(valid2, golden, slower).reused
+    write_lines(Path(moved.data.source), rows(201))
+    assert ingest_dataset.fn(moved).fingerprint != raw.fingerprint
+
+
+def test_a_quarantine_outlives_the_failed_step(make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = make_spec([*rows(10), {"id": "bad", "text": "t", "label": "sales"}])
+    raw = ingest_dataset.fn(spec)
+    with pytest.raises(DataError, match="1 of 11 rows are invalid") as caught:
+        validate_dataset.fn(raw, spec)
+    (quarantine,) = (tmp_path / "store/scratch").glob("validate-*/quarantine.jsonl")
+    assert caught.value.where is not None
+    assert str(quarantine) in caught.value.where
+    assert [entry["id"] for entry in read_lines(quarantine)] == ["bad"]
+    assert not list((tmp_path / "store/validate").rglob("*.jsonl"))
+
+
+def test_the_steps_import_nothing_heavy() -> None:
+    code = (
+        "import sys, tasks.data.steps; "
+        "print([name for name in ('torch', 'transformers', 'great_expectations', 'mlflow', 'datasets', 'pandas')"
+        " if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

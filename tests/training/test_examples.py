@@ -1,0 +1,74 @@
+"""Which tokens the loss is taken on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tasks.contracts.errors import TrainingError
+from tasks.contracts.prompt import tuned_prompt
+from tasks.contracts.rows import Message, Row
+from tasks.contracts.spec import TaskKind, TaskSpec
+from tasks.training.examples import as_columns, tokenize_row
+
+TASK = TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which fruit?", labels=("red apple", "pear"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_model)
+
+
+def row(text: str, target: str, *earlier: Message) -> Row:
+    return Row("r7", 12, (*earlier, Message("user", text)), target)
+
+
+@pytest.mark.parametrize("target", ["red apple", "pear", '{"amount": 29.95, "currency": "€"}', "two\nlines"])
+def test_loss_covers_exactly_the_answer_and_its_end(tokenizer: Any, target: str) -> None:
+    item = row("crimson and round", target)
+    example = tokenize_row(item, tuned_prompt(TASK), tokenizer, 512)
+    asked = [message.as_chat() for message in tuned_prompt(TASK).messages(item)]
+    prompt = tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
+    cut = len(example.input_ids) - example.answer_tokens
+    assert tokenizer.decode(example.input_ids[:cut]) == prompt
+    assert tokenizer.decode(example.input_ids[cut:]) == f"{target}<|im_end|>"
+    columns = as_columns([example])
+    assert columns["completion_mask"] == [[0] * cut + [1] * example.answer_tokens]
+
+
+def test_earlier_answers_are_shown_but_not_learned(tokenizer: Any) -> None:
+    item = row("and this?", "pear", Message("user", "green?"), Message("assistant", "pear"))
+    example = tokenize_row(item, tuned_prompt(TASK), tokenizer, 512)
+    cut = len(example.input_ids) - example.answer_tokens
+    assert tokenizer.decode(example.input_ids[:cut]).count("pear<|im_end|>") == 1
+    assert tokenizer.decode(example.input_ids[cut:]) == "pear<|im_end|>"
+
+
+def test_too_long_a_row_is_refused_by_name(tokenizer: Any) -> None:
+    item = row("long " * 40, "pear")
+    length = len(tokenize_row(item, tuned_prompt(TASK), tokenizer, 512).input_ids)
+    assert len(tokenize_row(item, tuned_prompt(TASK), tokenizer, length).input_ids) == length
+    with pytest.raises(TrainingError, match=f"has {length} tokens, more than the {length - 1}") as refusal:
+        tokenize_row(item, tuned_prompt(TASK), tokenizer, length - 1)
+    assert refusal.value.where == "row r7 (line 12 of the source)"
+    assert f"train.max_tokens` to {length}" in refusal.value.fix
+
+
+@pytest.mark.parametrize(
+    ("template", "what"),
+    [
+        ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "does not end an answer"),
+        ("{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}", "differently"),
+    ],
+)
+def test_template_that_hides_the_answer_is_refused(tiny_model: Path, template: str, what: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = template
+    with pytest.raises(TrainingError, match=what):
+        tokenize_row(row("green", "pear"), tuned_prompt(TASK), tokenizer, 512)
