@@ -13,9 +13,9 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from goldgate.config import load_spec
+from goldgate.config import load_spec, parse
 from tasks.contracts.errors import GoldgateError, SpecError
-from tasks.contracts.spec import ExecutionSpec
+from tasks.contracts.spec import EvaluationSpec, ExecutionSpec, PromptKind
 
 EXIT_ERROR = 1
 EXIT_NOT_PROMOTED = 3
@@ -69,7 +69,7 @@ def run(
             display.reset(token)
     if not isinstance(result, RunResult):
         raise TypeError(f"the flow handed back a {type(result).__name__}, not a RunResult")
-    print_result(console, result, reused=shown.reused)
+    print_result(console, spec, result, reused=shown.reused)
     if require_promote and result.verdict.outcome is not Outcome.PROMOTE:
         raise typer.Exit(EXIT_NOT_PROMOTED)
 
@@ -78,10 +78,57 @@ def run(
 def golden_freeze(config: Config, overrides: Overrides = None) -> None:
     """Draw the golden set from the data, once; training never sees it."""
     spec = load_spec(config, overrides or [])
+    from goldgate.terminal import TerminalDisplay
     from tasks.data.golden import freeze
 
-    golden = freeze(spec)
+    with TerminalDisplay(console) as shown:
+        golden = freeze(spec, lambda progress: shown.update("freeze", progress))
     console.print(f"Froze {golden.items} items in {golden.path}\nsha256 {golden.digest}", highlight=False)
+
+
+@app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="A folder, models:/<name>@<alias>, or openai:<model> with --engine URL.")
+    ],
+    golden: Annotated[Path, typer.Argument(help="Folder of a frozen golden set.")],
+    engine: Annotated[str, typer.Option(help="embedded, vllm, or the base URL of an OpenAI-compatible server.")] = (
+        "embedded"
+    ),
+    max_new_tokens: Annotated[int, typer.Option(help="Longest answer in tokens.")] = 32,
+    prompt: Annotated[
+        PromptKind, typer.Option(help="tuned: the bare instruction. base: with the answers spelled out.")
+    ] = PromptKind.TUNED,
+    store: StoreOption = None,
+) -> None:
+    """Score any model on a golden set; no verdict. The folder with its outcomes is printed last."""
+    from tasks.data.golden import read_task
+
+    name, task = read_task(golden)
+    spec = parse(
+        EvaluationSpec,
+        {
+            "name": name,
+            "task": task,
+            "golden": {"path": str(golden.absolute())},
+            "evaluate": {"engine": engine, "max_new_tokens": max_new_tokens},
+            "execution": _execution(store),
+        },
+        where="goldgate evaluate",
+    )
+    _prepare(spec.execution)
+    from flows.evaluate import evaluate as flow
+    from goldgate.summary import print_evaluation
+    from goldgate.terminal import TerminalDisplay
+    from tasks.runtime import display, open_store
+
+    with TerminalDisplay(console) as shown:
+        token = display.set(shown)
+        try:
+            result = flow(spec, _local_model(model), prompt)
+        finally:
+            display.reset(token)
+    print_evaluation(console, result, open_store(spec.execution))
 
 
 @app.command()
@@ -181,6 +228,11 @@ def _leave(code: int) -> None:
 
 def _execution(store: str | None) -> ExecutionSpec:
     return ExecutionSpec() if store is None else ExecutionSpec(store=store)
+
+
+def _local_model(model: str) -> str:
+    """A relative folder as absolute path; any other URI as it is."""
+    return str(Path(model).absolute()) if Path(model).is_dir() else model
 
 
 def _local_store(store: str | None) -> str:

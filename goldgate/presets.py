@@ -6,10 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from goldgate.config import load_spec
+from tasks.contracts.spec import EvaluationSpec
 
 
 def load(config: str, train_deployment: str | None = "train/gpu") -> dict[str, Any]:
-    """Read a configuration as parameters of a deployment: `{"spec": …}` as JSON, every path absolute.
+    """Read a configuration as parameters of deployments, in JSON, every path absolute.
+
+    `spec` is what `retrain` takes; `evaluation` is the part of it that `evaluate` takes.
 
     Args:
         config: the YAML file, relative to the working directory.
@@ -20,4 +23,8 @@ def load(config: str, train_deployment: str | None = "train/gpu") -> dict[str, A
     """
     spec = load_spec(Path(config))
     execution = spec.execution.model_copy(update={"train_deployment": train_deployment})
-    return {"spec": spec.model_copy(update={"execution": execution}).model_dump(mode="json")}
+    evaluation = EvaluationSpec(**{name: getattr(spec, name) for name in EvaluationSpec.model_fields})
+    return {
+        "spec": spec.model_copy(update={"execution": execution}).model_dump(mode="json"),
+        "evaluation": evaluation.model_dump(mode="json"),
+    }

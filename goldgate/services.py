@@ -521,7 +521,7 @@ def _tail(log: Path, lines: int = 15) -> str:
         text = log.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         return f"(no log: {error})"
-    return "\n".join(f"    {line}" for line in text.splitlines()[-lines:])
+    return "\n".join(f"    {line[:400]}" for line in text.splitlines()[-lines:])
 
 
 def _yaml(name: str) -> Any:

@@ -11,9 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from tasks.contracts.references import Outcome, RunResult, Verdict
-from tasks.contracts.spec import ExecutionSpec
+from tasks.contracts.numbers import metric_name, percent
+from tasks.contracts.references import EvaluationRef, Outcome, RunResult, Verdict
+from tasks.contracts.spec import ExecutionSpec, RetrainSpec
 from tasks.report.summary import verdict_table
+from tasks.store import Store
+from tasks.tracking import tracking_uri, without_password
 
 _COLOURS = {Outcome.PROMOTE: "green", Outcome.REJECT: "red", Outcome.INCONCLUSIVE: "yellow"}
 _GIB = 2**30
@@ -39,7 +42,7 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
     console.print(table)
 
 
-def print_result(console: Console, result: RunResult, *, reused: Sequence[str]) -> None:
+def print_result(console: Console, spec: RetrainSpec, result: RunResult, *, reused: Sequence[str]) -> None:
     """How a run ended, where everything is, and what to do next; the run's folder is the last line."""
     say = partial(console.print, highlight=False, soft_wrap=True)
     if reused:
@@ -50,7 +53,8 @@ def print_result(console: Console, result: RunResult, *, reused: Sequence[str]) 
         say("\nThe registry is untouched.")
     else:
         say(f"\nRegistered: {name} version {version.version}, alias {version.alias}")
-        say(f"  use it:    mlflow.pyfunc.load_model('models:/{name}@{version.alias}').predict(['...'])")
+        say(f"  use it:    export MLFLOW_TRACKING_URI={without_password(tracking_uri(spec.execution))}")
+        say(f"             mlflow.pyfunc.load_model('models:/{name}@{version.alias}').predict(['...'])   (Python)")
         if version.previous_version is not None:
             say(f"  roll back: goldgate rollback {name} --reason '...'   (to version {version.previous_version})")
         say("  serve it:  make vllm-env, then")
@@ -58,6 +62,19 @@ def print_result(console: Console, result: RunResult, *, reused: Sequence[str]) 
     say("  see it:    make up   (Prefect and MLflow pages, schedule, API)")
     say(f"  report:    {result.folder}/report.html")
     say(f"\n{result.folder}")
+
+
+def print_evaluation(console: Console, result: EvaluationRef, store: Store) -> None:
+    """The scores of one model, and the folder of its outcomes (for `goldgate gate`) as the last line."""
+    say = partial(console.print, highlight=False, soft_wrap=True)
+    say(f"\n[bold]{escape(result.system.label)}[/] on {result.items:,} items\n")
+    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    table.add_column("metric")
+    table.add_column("score", justify="right")
+    for metric, value in result.metrics.items():
+        table.add_row(metric_name(metric), percent(value))
+    console.print(table)
+    say(f"\n{store.files(store.open(result.uri))}")
 
 
 def print_status(console: Console, execution: ExecutionSpec, *, as_json: bool) -> None:

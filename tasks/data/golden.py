@@ -23,7 +23,7 @@ from tasks.data.duplicates import find_duplicates
 from tasks.data.ingest import ROWS, digest_source, ingest
 from tasks.data.similar import Clusters, profile_texts
 from tasks.data.validate import facts_of, run_suite, schema_check, validate, with_distinct_ids
-from tasks.store import Store, canonical, digest_bytes, digest_file
+from tasks.store import Store, digest_file
 
 ITEMS = "items.jsonl"
 MANIFEST = "golden.json"
@@ -79,8 +79,8 @@ def freeze(spec: RetrainSpec, listener: ProgressListener = ignore_progress) -> G
             "digest": digest,
             "items": len(chosen),
             "strata": dict(sorted(Counter(stratum(row, spec.task) for row in chosen).items())),
-            "kind": spec.task.kind.value,
-            "task_digest": _task_digest(spec.task),
+            "name": spec.name,
+            "task": spec.task.model_dump(mode="json"),
             "source_digest": source_digest,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
@@ -171,12 +171,22 @@ def open_golden(spec: EvaluationSpec) -> GoldenSetRef:
     return GoldenSetRef(path=str(folder.absolute()), digest=found, items=manifest["items"])
 
 
+def read_task(folder: Path) -> tuple[str, TaskSpec]:
+    """Name and task that a golden set was frozen for.
+
+    Raises:
+        GoldenSetError: it is not frozen, or its manifest cannot be read.
+    """
+    manifest = _read_manifest(folder)
+    return str(manifest["name"]), TaskSpec.model_validate(manifest["task"])
+
+
 def _read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(manifest, dict) or not {"digest", "items", "kind"} <= manifest.keys():
-            raise ValueError("it lacks digest, items or kind")
+        if not isinstance(manifest, dict) or not {"digest", "items", "name", "task"} <= manifest.keys():
+            raise ValueError("it lacks digest, items, name or task")
     except FileNotFoundError as error:
         raise GoldenSetError(
             "The golden set is not frozen yet.", where=str(folder), fix="run `goldgate golden freeze CONFIG.yaml` once"
@@ -194,9 +204,10 @@ def _check_fit(items: Iterable[Row], manifest: dict[str, Any], spec: EvaluationS
     """Whether the items can judge this task: their kind, their labels, their schema."""
     task = spec.task
     fix = "correct `task`, or freeze a golden set for the new task in a new folder"
-    if manifest["kind"] != task.kind.value:
+    frozen_for = TaskSpec.model_validate(manifest["task"])
+    if frozen_for.kind is not task.kind:
         raise GoldenSetError(
-            f"The golden set was frozen for a task of kind {manifest['kind']}, this one is {task.kind.value}.",
+            f"The golden set was frozen for a task of kind {frozen_for.kind.value}, this one is {task.kind.value}.",
             where=f"task.kind and {path}",
             fix=fix,
         )
@@ -248,10 +259,3 @@ def _check_suite(items: list[Row], spec: RetrainSpec) -> None:
             where=spec.data.source,
             fix="add rows to the source, or raise `golden.items`, until every label has an item",
         )
-
-
-def _task_digest(task: TaskSpec) -> str:
-    """sha256 of what the items depend on; the instruction may change, and so may the order of labels."""
-    return digest_bytes(
-        canonical({"kind": task.kind, "labels": sorted(task.labels), "json_schema": task.json_schema}).encode()
-    )

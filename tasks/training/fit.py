@@ -78,7 +78,7 @@ class AnswerLossTrainer(SFTTrainer):
         return (loss, outputs) if return_outputs else loss
 
 
-class Watcher(TrainerCallback):  # type: ignore[misc]  # transformers ships no types
+class Watcher(TrainerCallback):
     """Writes progress, curves and metrics as they come; marks checkpoints whole; stops early."""
 
     def __init__(self, job: TrainJob, plan: TrainPlan, run: TrackedRun | None, tokens_at: list[int]) -> None:

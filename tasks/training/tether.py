@@ -1,5 +1,5 @@
-"""Ties a process to its parent: `python -m tasks.training.tether PARENT_PID ARGUMENTS…` is `python ARGUMENTS…`, but ends
-when the parent ends. Training on, unwatched, would hold the machine.
+"""Ties a process to its parent: `python -m tasks.training.tether PARENT_PID ARGUMENTS…` is `python ARGUMENTS…`, but
+ends when the parent ends. Training on, unwatched, would hold the machine.
 """
 
 from __future__ import annotations

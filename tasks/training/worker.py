@@ -32,9 +32,9 @@ def main(spec: Path) -> int:
         die_with_parent(None)
     signal.signal(signal.SIGTERM, _interrupt)  # so that MLflow's run is closed as killed
     job = TrainJob.model_validate_json(spec.read_text(encoding="utf-8"))
-    from tasks.training.fit import train  # takes seconds to import: an interrupt is heard and the parent watched before
-
     try:
+        from tasks.training.fit import train  # takes seconds: the parent is watched and interrupts are heard before
+
         result = train(job)
     except KeyboardInterrupt:
         log.info("interrupted; the next start goes on from the last checkpoint")

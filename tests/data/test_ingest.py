@@ -341,7 +341,7 @@ def test_memory_does_not_grow_with_rows(tmp_path: Path, out: Path) -> None:
         return found
 
     peak(100)  # imports and caches
-    assert peak(8_000) < peak(1_000) + 200_000
+    assert peak(4_000) < peak(1_000) + 200_000
 
 
 def test_progress_is_told(tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,7 @@ from prefect.utilities.templating import apply_values
 
 from goldgate import services
 from goldgate.config import load_spec
-from tasks.contracts.spec import RetrainSpec
+from tasks.contracts.spec import EvaluationSpec, RetrainSpec
 
 ROOT = services.PROJECT
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
@@ -79,15 +79,18 @@ def test_parameters_fit_the_flow(deployment: dict[str, Any]) -> None:
 def test_preset_is_the_example(deployment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOLDGATE_STORE", str(tmp_path))
     name = deployment["name"]
-    spec = RetrainSpec.model_validate(parameters_of(deployment)["spec"])
+    kind = RetrainSpec if deployment["entrypoint"] == "flows.retrain.retrain" else EvaluationSpec
+    spec = kind.model_validate(parameters_of(deployment)["spec"])
     example = load_spec(ROOT / "examples" / name / f"{name}.yaml")
 
-    assert spec.model_dump(exclude={"execution"}) == example.model_dump(exclude={"execution"})
-    assert Path(spec.data.source) == ROOT / "examples" / name / f"{name}.jsonl"
+    for field in kind.model_fields.keys() - {"execution"}:
+        assert getattr(spec, field) == getattr(example, field), field
     assert Path(spec.golden.path) == ROOT / "examples" / name / "golden"
     assert spec.execution.store == str(tmp_path)
     assert spec.execution.tracking_uri is None  # the worker's own
-    assert spec.execution.train_deployment in {full_name(one) for one in DEPLOYMENTS}
+    if isinstance(spec, RetrainSpec):
+        assert Path(spec.data.source) == ROOT / "examples" / name / f"{name}.jsonl"
+        assert spec.execution.train_deployment == "train/gpu"
 
 
 def test_evaluate_presets_score_the_champion() -> None:

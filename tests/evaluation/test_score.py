@@ -1,0 +1,104 @@
+"""Scoring, by tables."""
+
+from __future__ import annotations
+
+import pytest
+
+from tasks.contracts.references import ItemOutcome
+from tasks.contracts.spec import TaskSpec
+from tasks.evaluation.score import class_scores, macro_f1, means, score_answer
+
+CLASSIFY = TaskSpec(kind="classify", instruction="Which?", labels=("card", "loan", "mortgage"))
+EXTRACT = TaskSpec(
+    kind="extract",
+    instruction="Read the price.",
+    json_schema={
+        "type": "object",
+        "properties": {"amount": {"type": ["number", "null"]}, "currency": {"type": ["string", "null"]}},
+        "required": ["amount"],
+        "additionalProperties": False,
+    },
+)
+CHAT = TaskSpec(kind="chat", instruction="Talk.")
+
+
+@pytest.mark.parametrize(
+    ("prediction", "exact", "valid"),
+    [
+        ("card", 1, 1),
+        (" card\n", 1, 1),
+        ("loan", 0, 1),
+        ("Card", 0, 0),
+        ("card.", 0, 0),
+        ("The product is card", 0, 0),
+        ("", 0, 0),
+    ],
+)
+def test_a_label_is_right_or_wrong_and_known_or_not(prediction: str, exact: float, valid: float) -> None:
+    assert score_answer(CLASSIFY, "card", prediction) == {"exact_match": exact, "valid_output": valid}
+
+
+@pytest.mark.parametrize(
+    ("prediction", "exact", "valid", "amount", "currency"),
+    [
+        ('{"amount": 29, "currency": "€"}', 1, 1, 1, 1),
+        ('{ "currency":"€","amount":29.0 }', 1, 1, 1, 1),
+        ('{"amount": 29.5, "currency": "€"}', 0, 1, 0, 1),
+        ('{"amount": 29}', 0, 1, 1, 0),
+        ('{"currency": "€"}', 0, 0, 0, 1),
+        ('{"amount": "29", "currency": "€"}', 0, 0, 0, 1),
+        ('{"amount": 29, "currency": "€", "tax": 0}', 0, 0, 1, 1),
+        ('{"amount": true, "currency": "€"}', 0, 0, 0, 1),
+        ('{"amount": NaN, "currency": "€"}', 0, 0, 0, 0),
+        ('{"amount": 1e999, "currency": "€"}', 0, 0, 0, 0),
+        ('{"amount": 29, "currency": "€"', 0, 0, 0, 0),
+        ('```json\n{"amount": 29, "currency": "€"}\n```', 0, 0, 0, 0),
+        ("[29]", 0, 0, 0, 0),
+        ("29", 0, 0, 0, 0),
+        ("[" * 100_000, 0, 0, 0, 0),
+        ("", 0, 0, 0, 0),
+    ],
+)
+def test_json_is_compared_by_value_and_held_to_its_schema(
+    prediction: str, exact: float, valid: float, amount: float, currency: float
+) -> None:
+    assert score_answer(EXTRACT, '{"amount": 29, "currency": "€"}', prediction) == {
+        "exact_match": exact,
+        "valid_output": valid,
+        "field:amount": amount,
+        "field:currency": currency,
+        "field_match": (amount + currency) / 2,
+    }
+
+
+def test_a_field_that_both_lack_matches() -> None:
+    assert score_answer(EXTRACT, '{"amount": null}', '{"amount": null}')["field:currency"] == 1.0
+
+
+@pytest.mark.parametrize(("prediction", "exact", "valid"), [("Hello.", 1, 1), ("Hi.", 0, 1), ("  ", 0, 0)])
+def test_free_text_matches_exactly_or_not(prediction: str, exact: float, valid: float) -> None:
+    assert score_answer(CHAT, "Hello. ", prediction) == {"exact_match": exact, "valid_output": valid}
+
+
+def outcome(number: int, target: str, prediction: str) -> ItemOutcome:
+    return ItemOutcome(
+        id=str(number),
+        text="",
+        target=target,
+        prediction=prediction,
+        scores=score_answer(CLASSIFY, target, prediction),
+        latency_ms=1.0,
+        prompt_tokens=1,
+        output_tokens=1,
+    )
+
+
+def test_precision_recall_and_f1_of_each_label_by_hand() -> None:
+    pairs = [("card", "card"), ("card", "loan"), ("card", "nonsense"), ("loan", "loan"), ("loan", "loan ")]
+    outcomes = [outcome(number, *pair) for number, pair in enumerate(pairs)]
+    card, loan, mortgage = class_scores(CLASSIFY, outcomes)
+    assert (card.precision, card.recall, card.f1, card.support) == (1.0, pytest.approx(1 / 3), pytest.approx(0.5), 3)
+    assert (loan.precision, loan.recall, loan.f1, loan.support) == (pytest.approx(2 / 3), 1.0, pytest.approx(0.8), 2)
+    assert (mortgage.label, mortgage.f1, mortgage.support) == ("mortgage", 0.0, 0)
+    assert macro_f1([card, loan, mortgage]) == pytest.approx((0.5 + 0.8) / 2), "a label without items does not count"
+    assert means(outcomes) == {"exact_match": pytest.approx(3 / 5), "valid_output": pytest.approx(4 / 5)}
