@@ -208,22 +208,17 @@ def _refusals() -> Iterator[None]:
         yield
     except GoldgateError as error:
         _refuse(error)
-        _leave(EXIT_ERROR)
-    except KeyboardInterrupt:
-        errors.print(
-            "[bold]Interrupted.[/] Finished steps are kept; the same command goes on from them.", highlight=False
-        )
-        _leave(EXIT_INTERRUPTED)
+        sys.exit(EXIT_ERROR)
+    except SystemExit as ended:
+        if ended.code == EXIT_INTERRUPTED:  # this is how typer ends a Ctrl-C
+            errors.print(
+                "[bold]Interrupted.[/] Finished steps are kept; the same command goes on from them.", highlight=False
+            )
+        raise
 
 
 def _refuse(error: GoldgateError) -> None:
     errors.print(f"[bold red]Stopped.[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-
-
-def _leave(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.exit(code)
 
 
 def _execution(store: str | None) -> ExecutionSpec:

@@ -26,7 +26,12 @@ fi
 echo "Making the vLLM environment for $device in $folder (about 2 minutes and 3.4 GB for cpu, more for cuda)"
 rm -rf "$folder"
 "${PYTHON:-python3.11}" -m venv "$folder"
-"$folder/bin/pip" install --quiet --upgrade pip
+# The CPU build of torch is not on PyPI itself: where the configured indexes lack it, PyTorch's own has it.
+if [ "$device" = cpu ] && ! "$folder/bin/pip" install --quiet --constraint constraints-cpu.txt torch; then
+    echo "Taking torch from download.pytorch.org"
+    "$folder/bin/pip" install --quiet --constraint constraints-cpu.txt torch \
+        --extra-index-url https://download.pytorch.org/whl/cpu
+fi
 "$folder/bin/pip" install --quiet --requirement "requirements-$device.txt" --constraint "constraints-$device.txt"
 "$folder/bin/python" -c 'import vllm; print("vllm", vllm.__version__, "imports")'
 printf 'device %s\nrecipe %s\n' "$device" "$recipe" >"$folder/goldgate-vllm.txt"

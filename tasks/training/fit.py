@@ -201,7 +201,7 @@ def train(job: TrainJob) -> TrainResult | None:
         if run is None:
             return None
         result = _result(trainer, plan, watcher, device, resumed_from, run)
-        _check_learned(trainer.model)
+        check_learned(trainer.model)
         run.log_metrics(
             {
                 "best_dev_loss": result.dev_loss,
@@ -328,7 +328,7 @@ def _make_trainer(
     return trainer
 
 
-def _check_learned(model: Any) -> None:
+def check_learned(model: Any) -> None:
     """Refuse an adapter that adds nothing: its B matrices start at zero and must have left it."""
     moved = any(
         parameter.detach().abs().max().item() > 0
@@ -373,6 +373,7 @@ def _save(job: TrainJob, model: Any, plan: TrainPlan, result: TrainResult) -> No
     adapter = job.out / "adapter"
     for config in model.peft_config.values():
         config.base_model_name_or_path = job.request.base.source
+        config.target_modules = sorted(config.target_modules)  # a set would be written in another order each time
     model.save_pretrained(adapter)
     (adapter / "README.md").unlink(missing_ok=True)  # a model card with nothing filled in
     shutil.copyfile(job.scratch / CURVES, job.out / CURVES)

@@ -55,7 +55,7 @@ def run_training(job: TrainJob, listener: ProgressListener) -> TrainResult:
             raise
         if code == 0 and (job.scratch / RESULT).exists():
             return TrainResult.model_validate_json((job.scratch / RESULT).read_text(encoding="utf-8"))
-        raise _reason(code, job.scratch, log)
+        raise reason_of(code, job.scratch, log)
 
 
 def _wait(process: subprocess.Popen[bytes], scratch: Path, listener: ProgressListener) -> int:
@@ -111,7 +111,8 @@ def _environment() -> dict[str, str]:
     }
 
 
-def _reason(code: int, scratch: Path, log: Path) -> GoldgateError:
+def reason_of(code: int, scratch: Path, log: Path) -> GoldgateError:
+    """Why a training process ended without a result: what it refused, or what its exit code and log say."""
     error = scratch / ERROR
     if error.exists():
         record = json.loads(error.read_text(encoding="utf-8"))

@@ -103,7 +103,9 @@ def test_a_candidate_trained_on_shuffled_labels_is_rejected(world: RetrainSpec, 
     rows = toy_rows(400, seed=1)
     labels = [row["label"] for row in rows]
     random.Random(3).shuffle(labels)
-    broken = write_jsonl(tmp_path / "broken.jsonl", [row | {"label": new} for row, new in zip(rows, labels, strict=True)])
+    broken = write_jsonl(
+        tmp_path / "broken.jsonl", [row | {"label": new} for row, new in zip(rows, labels, strict=True)]
+    )
     spec = world.model_copy(update={"data": world.data.model_copy(update={"source": str(broken)})})
 
     name, result = run(spec)

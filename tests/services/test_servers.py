@@ -153,8 +153,8 @@ def test_up_says_where_everything_is(world: World) -> None:
         f"{world.services.prefect_url}/v2/deployments/deployment/{deployment}/run",
     ):
         assert page in world.said
-        answer = httpx.get(page, follow_redirects=True, trust_env=False)
-        assert answer.is_success
+        answer = httpx.get(page, follow_redirects=True, trust_env=False, headers={"accept": "text/html"})
+        assert answer.is_success, page
         assert "<html" in answer.text.lower()
     assert {process.name for process in world.services.processes} == {"prefect", "mlflow", "worker-cpu", "worker-gpu"}
     assert json.loads((world.store / "services.json").read_text())["prefect_url"] == world.services.prefect_url

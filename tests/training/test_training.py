@@ -8,49 +8,77 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tasks.contracts.errors import TrainingError
+from tasks.contracts.errors import ServiceError, TrainingError
 from tasks.contracts.progress import Progress, ignore_progress
-from tasks.contracts.references import BaseModelRef, SplitsRef, TrainRequest
+from tasks.contracts.references import SplitsRef, TrainedModelRef, TrainRequest
 from tasks.contracts.rows import Message, Row, write_rows
-from tasks.contracts.spec import ExecutionSpec, TaskKind, TaskSpec, TrainSpec
-from tasks.store import digest_folder
+from tasks.contracts.spec import DataSpec, ExecutionSpec, GoldenSpec, RetrainSpec, TaskKind, TaskSpec, TrainSpec
+from tasks.store import Store, digest_folder
 from tasks.training.job import TrainJob, TrainResult
-from tasks.training.launch import run_training
+from tasks.training.launch import reason_of, run_training
+from tasks.training.steps import fetch_base_model, train_adapter
 
 TASK = TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which fruit?", labels=("red apple", "pear"))
 RECIPE = TrainSpec(epochs=3, learning_rate=1e-2, lora_rank=4, batch_size=4, gradient_accumulation=2, evaluations=6)
 STEPS = 18
 
 
-def make_job(folder: Path, base: Path, recipe: TrainSpec = RECIPE, *, longest: int = 1) -> TrainJob:
-    """A job over 48 rows whose answer is in the text; one row is `longest` times as long."""
+def write_splits(folder: Path, *, longest: int = 1) -> None:
+    """48 rows whose answer is in the text, 12 of them also as dev; one row is `longest` times as long."""
     rows = []
     for number in range(48):
         text = ("crimson and round" if number % 2 else "green and long") + " fruit" * (number % 5)
         if number == 29:
             text *= longest
         rows.append(Row(f"r{number}", number + 1, (Message("user", text),), "red apple" if number % 2 else "pear"))
-    folder.mkdir(parents=True, exist_ok=True)
     write_rows(folder / "train.jsonl", rows)
     write_rows(folder / "dev.jsonl", rows[:12])
-    made = {"uri": "none", "step": "none", "fingerprint": "0" * 64, "digest": "1" * 64}
-    (folder / "out").mkdir(exist_ok=True)
+
+
+def make_request(folder: Path, base: Path, recipe: TrainSpec = RECIPE) -> TrainRequest:
+    """A request over splits and a base model that are kept in a store below `folder`."""
+    execution = ExecutionSpec(store=str(folder / "store"))
+    spec = RetrainSpec(
+        name="fruit",
+        task=TASK,
+        data=DataSpec(source="none"),
+        golden=GoldenSpec(path="none"),
+        base_model=str(base),
+        execution=execution,
+    )
+
+    def make(out: Path) -> dict[str, int]:
+        write_splits(out)
+        return {}
+
+    splits = Store(execution.store).produce("splits", 1, {}, {}, make)
+    return TrainRequest(
+        name=spec.name,
+        task=TASK,
+        splits=SplitsRef(**splits.reference(), train_rows=48, dev_rows=12, removed={}),
+        base=fetch_base_model.fn(spec),
+        recipe=recipe,
+        execution=execution,
+    )
+
+
+def make_job(folder: Path, request: TrainRequest, *, longest: int = 1) -> TrainJob:
+    """The same training as a job of its own, with its store (and MLflow) below `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_splits(folder, longest=longest)
+    (folder / "out").mkdir()
+    store = Store(request.execution.store)
+    own = request.model_copy(update={"execution": ExecutionSpec(store=str(folder / "store"))})
     return TrainJob(
-        request=TrainRequest(
-            name="fruit",
-            task=TASK,
-            splits=SplitsRef(**made, train_rows=48, dev_rows=12, removed={}),
-            base=BaseModelRef(**made, source="tiny"),
-            recipe=recipe,
-            execution=ExecutionSpec(store=str(folder / "store")),
-        ),
+        request=own,
         fingerprint="2" * 64,
-        model_folder=base,
+        model_folder=store.files(store.open(request.base.uri)) / "model",
         train_file=folder / "train.jsonl",
         dev_file=folder / "dev.jsonl",
         scratch=folder / "scratch",
@@ -62,22 +90,30 @@ def curves(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "curves.jsonl").read_text().splitlines()]
 
 
+@dataclass(frozen=True)
 class Trained:
     """One uninterrupted training, shared by the tests that look at it."""
 
-    def __init__(self, folder: Path, base: Path) -> None:
-        self.job = make_job(folder, base)
-        self.heard: list[Progress] = []
-        self.result = run_training(self.job, self.heard.append)
+    request: TrainRequest
+    reference: TrainedModelRef
+    out: Path
+    result: TrainResult
+    model: Path
 
 
 @pytest.fixture(scope="module")
 def trained(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    return Trained(tmp_path_factory.mktemp("trained"), tiny_model)
+    request = make_request(tmp_path_factory.mktemp("trained"), tiny_model)
+    reference = train_adapter.fn(request)
+    store = Store(request.execution.store)
+    out = store.files(store.open(reference.uri))
+    summary = json.loads((out / "summary.json").read_text())
+    model = store.files(store.open(request.base.uri)) / "model"
+    return Trained(request, reference, out, TrainResult.model_validate(summary["result"]), model)
 
 
 def test_training_lowers_the_dev_loss_and_writes_what_it_says(trained: Trained) -> None:
-    result, out = trained.result, trained.job.out
+    result, out = trained.result, trained.out
     points = curves(out)
     dev_losses = {point["step"]: point["dev_loss"] for point in points if "dev_loss" in point}
     assert list(dev_losses) == [3, 6, 9, 12, 15, 18]
@@ -93,13 +129,24 @@ def test_training_lowers_the_dev_loss_and_writes_what_it_says(trained: Trained) 
     assert max(rates) == pytest.approx(1e-2)
     assert rates[-1] < 1e-3
     summary = json.loads((out / "summary.json").read_text())
-    assert TrainResult.model_validate(summary["result"]) == result
     assert summary["plan"]["total_steps"] == STEPS
-    assert trained.heard[-1] == (STEPS, STEPS, "steps", "merging")
-    assert any("dev loss" in progress.note for progress in trained.heard)
 
 
-def test_dev_loss_is_nats_per_answer_token(trained: Trained) -> None:
+def test_finished_training_is_kept_by_its_recipe_and_reused(trained: Trained) -> None:
+    reference, result = trained.reference, trained.result
+    assert reference.adapter_digest == digest_folder(trained.out / "adapter")
+    assert reference.merged_digest == digest_folder(trained.out / "merged")
+    assert (reference.steps, reference.dev_loss, reference.seconds) == (STEPS, result.dev_loss, result.seconds)
+    assert not reference.reused
+    assert train_adapter.fn(trained.request) == reference.model_copy(update={"reused": True})
+    moved = trained.request.model_copy(
+        update={"execution": trained.request.execution.model_copy(update={"train_deployment": "train/gpu"})}
+    )
+    assert train_adapter.fn(moved).reused  # where it runs is no part of the recipe
+    assert not list((Path(trained.request.execution.store) / "scratch").glob("*/checkpoint-*"))
+
+
+def test_dev_loss_is_nats_per_answer_token(trained: Trained, tmp_path: Path) -> None:
     """The number from the curves, worked out again with plain transformers and peft."""
     import torch
     from peft import PeftModel
@@ -109,11 +156,13 @@ def test_dev_loss_is_nats_per_answer_token(trained: Trained) -> None:
     from tasks.training.examples import tokenize_file
     from tasks.training.frozen_base import load_dequantised
 
-    tokenizer = AutoTokenizer.from_pretrained(trained.job.model_folder)
-    base = load_dequantised(trained.job.model_folder, "cpu")
-    model = PeftModel.from_pretrained(base, trained.job.out / "adapter").eval()
+    tokenizer = AutoTokenizer.from_pretrained(trained.model)
+    base = load_dequantised(trained.model, "cpu")
+    model = PeftModel.from_pretrained(base, trained.out / "adapter").eval()
+    write_splits(tmp_path)
+    dev_file = tmp_path / "dev.jsonl"
     nats, tokens = 0.0, 0
-    for example in tokenize_file(trained.job.dev_file, tuned_prompt(TASK), tokenizer, 512):
+    for example in tokenize_file(dev_file, tuned_prompt(TASK), tokenizer, 512):
         ids = torch.tensor([example.input_ids])
         with torch.inference_mode():
             log_probs = model(input_ids=ids).logits.log_softmax(-1)[0]
@@ -126,16 +175,15 @@ def test_dev_loss_is_nats_per_answer_token(trained: Trained) -> None:
 def test_artefacts_are_safetensors_and_know_no_paths(trained: Trained) -> None:
     from safetensors import safe_open
 
-    files = {file.relative_to(trained.job.out).as_posix() for file in trained.job.out.rglob("*") if file.is_file()}
+    files = {file.relative_to(trained.out).as_posix() for file in trained.out.rglob("*") if file.is_file()}
     assert files == {
         "adapter/adapter_config.json", "adapter/adapter_model.safetensors", "curves.jsonl", "summary.json",
         "merged/chat_template.jinja", "merged/config.json", "merged/generation_config.json", "merged/model.safetensors",
         "merged/tokenizer.json", "merged/tokenizer_config.json",
     }  # fmt: skip
     for name in files - {"adapter/adapter_model.safetensors", "merged/model.safetensors"}:
-        assert str(trained.job.model_folder) not in (trained.job.out / name).read_text(), name
-        assert str(trained.job.scratch.parent) not in (trained.job.out / name).read_text(), name
-    with safe_open(trained.job.out / "adapter" / "adapter_model.safetensors", "pt") as adapter:
+        assert trained.request.execution.store not in (trained.out / name).read_text(), name
+    with safe_open(trained.out / "adapter" / "adapter_model.safetensors", "pt") as adapter:
         names = list(adapter.keys())
         shapes = {tuple(adapter.get_tensor(name).shape) for name in names if ".lora_A." in name}
     assert len(names) == 2 * 7 * 2  # A and B, seven linear layers, two blocks
@@ -149,15 +197,15 @@ def test_merged_model_is_adapter_on_dequantised_base(trained: Trained) -> None:
 
     from tasks.training.frozen_base import load_dequantised
 
-    merged = AutoModelForCausalLM.from_pretrained(trained.job.out / "merged")
+    merged = AutoModelForCausalLM.from_pretrained(trained.out / "merged")
     assert merged.dtype == torch.bfloat16
     assert not hasattr(merged.config, "quantization_config")
-    assert AutoTokenizer.from_pretrained(trained.job.out / "merged").chat_template
-    base = load_dequantised(trained.job.model_folder, "cpu")
+    assert AutoTokenizer.from_pretrained(trained.out / "merged").chat_template
+    base = load_dequantised(trained.model, "cpu")
     ids = torch.arange(5, 45)[None]
     with torch.inference_mode():
         untuned = base(input_ids=ids).logits
-        wanted = PeftModel.from_pretrained(base, trained.job.out / "adapter").eval()(input_ids=ids).logits
+        wanted = PeftModel.from_pretrained(base, trained.out / "adapter").eval()(input_ids=ids).logits
         got = merged.float().eval()(input_ids=ids).logits
     assert (got - wanted).abs().max() < 0.05 * (wanted - untuned).abs().max()  # rounding to bfloat16
 
@@ -178,10 +226,8 @@ def test_base_is_packed_in_nf4_with_double_quantisation(tiny_model: Path) -> Non
     assert torch.equal(packed.float(), written_out)
 
 
-def test_killed_training_goes_on_and_ends_as_if_nothing_had_happened(
-    trained: Trained, tiny_model: Path, tmp_path: Path
-) -> None:
-    job = make_job(tmp_path, tiny_model)
+def test_killed_training_goes_on_and_ends_as_if_nothing_had_happened(trained: Trained, tmp_path: Path) -> None:
+    job = make_job(tmp_path, trained.request)
     killed_at = 0
 
     def kill_after_second_checkpoint(progress: Progress) -> None:
@@ -191,8 +237,9 @@ def test_killed_training_goes_on_and_ends_as_if_nothing_had_happened(
             killed_at = int(progress.done)
             os.kill(workers_of(job)[0], signal.SIGKILL)
 
-    with pytest.raises(TrainingError, match="SIGKILL"):
+    with pytest.raises(TrainingError, match="ran out of memory") as refusal:
         run_training(job, kill_after_second_checkpoint)
+    assert "train.batch_size" in refusal.value.fix
     newest = max(
         int(mark.parent.name.split("-")[1]) for mark in job.scratch.glob("checkpoint-*/goldgate_complete.json")
     )
@@ -203,15 +250,19 @@ def test_killed_training_goes_on_and_ends_as_if_nothing_had_happened(
     with (job.scratch / "curves.jsonl").open("a") as broken:
         broken.write('{"step": 1')
 
-    result = run_training(job, ignore_progress)
+    heard: list[Progress] = []
+    result = run_training(job, heard.append)
 
     assert result.resumed_from_step == newest
+    assert heard[0].done == newest
+    assert heard[-1] == (STEPS, STEPS, "steps", "merging")
+    assert any("dev loss" in progress.note for progress in heard)
     assert not half_written.exists()
     assert (result.steps, result.best_step) == (trained.result.steps, trained.result.best_step)
-    whole = [(p["step"], p.get("loss"), p.get("dev_loss")) for p in curves(trained.job.out)]
+    whole = [(p["step"], p.get("loss"), p.get("dev_loss")) for p in curves(trained.out)]
     assert [(p["step"], p.get("loss"), p.get("dev_loss")) for p in curves(job.out)] == whole
-    assert digest_folder(job.out / "adapter") == digest_folder(trained.job.out / "adapter")
-    assert digest_folder(job.out / "merged") == digest_folder(trained.job.out / "merged")
+    assert digest_folder(job.out / "adapter") == digest_folder(trained.out / "adapter")
+    assert digest_folder(job.out / "merged") == digest_folder(trained.out / "merged")
     assert len(list(job.scratch.glob("checkpoint-*"))) <= 2
     assert result.mlflow_run_id == first_run_id(job)
 
@@ -243,16 +294,17 @@ def first_run_id(job: TrainJob) -> str:
     return str(run.info.run_id)
 
 
-def test_too_long_a_row_stops_training_by_name(tiny_model: Path, tmp_path: Path) -> None:
-    job = make_job(tmp_path, tiny_model, RECIPE.model_copy(update={"max_tokens": 80}), longest=20)
+def test_too_long_a_row_stops_training_by_name(trained: Trained, tmp_path: Path) -> None:
+    short = trained.request.model_copy(update={"recipe": RECIPE.model_copy(update={"max_tokens": 80})})
+    job = make_job(tmp_path, short, longest=20)
     with pytest.raises(TrainingError, match="more than the 80 allowed") as refusal:
         run_training(job, ignore_progress)
     assert "row r29 (line 30" in str(refusal.value.where)
     assert not any(job.out.iterdir())
 
 
-def test_worker_dies_with_its_launcher_and_one_trains_at_a_time(tiny_model: Path, tmp_path: Path) -> None:
-    job = make_job(tmp_path, tiny_model)
+def test_worker_dies_with_its_launcher_and_one_trains_at_a_time(trained: Trained, tmp_path: Path) -> None:
+    job = make_job(tmp_path, trained.request)
     (tmp_path / "job.json").write_text(job.model_dump_json())
     code = (
         "from pathlib import Path; from tasks.training.job import TrainJob; "
@@ -271,3 +323,65 @@ def test_worker_dies_with_its_launcher_and_one_trains_at_a_time(tiny_model: Path
         launcher.wait()
     while workers_of(job):
         time.sleep(0.05)  # pytest's time limit ends this if the worker lives on
+
+
+@pytest.mark.parametrize(
+    ("logs", "what"),
+    [
+        ({"loss": float("nan"), "grad_norm": 1.0}, "the training loss at step 7 is nan"),
+        ({"loss": float("inf"), "grad_norm": 1.0}, "the training loss at step 7 is inf"),
+        ({"loss": 1.0, "grad_norm": float("nan")}, "the gradient norm at step 7 is nan"),
+        ({"eval_loss": float("nan")}, "the dev loss at step 7 is nan"),
+    ],
+)
+def test_loss_that_is_no_number_stops_training(
+    trained: Trained, tmp_path: Path, logs: dict[str, float], what: str
+) -> None:
+    from transformers import TrainerControl, TrainerState
+
+    from tasks.training.fit import Watcher
+    from tasks.training.recipe import make_plan
+
+    plan = make_plan(RECIPE, 48, 12)
+    watcher = Watcher(make_job(tmp_path, trained.request), plan, None, [100] * plan.total_steps)
+    with pytest.raises(TrainingError, match=what) as refusal:
+        watcher.on_log(None, TrainerState(global_step=7), TrainerControl(), logs=logs)
+    assert refusal.value.where == "train.learning_rate = 0.01"
+
+
+def test_adapter_that_changed_nothing_is_refused(trained: Trained) -> None:
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    from tasks.training.fit import check_learned
+
+    fresh = get_peft_model(AutoModelForCausalLM.from_pretrained(trained.model), LoraConfig(target_modules="all-linear"))
+    with pytest.raises(TrainingError, match="changed nothing"):
+        check_learned(fresh)
+
+
+@pytest.mark.parametrize(
+    ("code", "what"),
+    [
+        (-9, "ran out of memory"),
+        (137, "ran out of memory"),
+        (1, "exit code 1 and no result"),
+        (0, "exit code 0 and no"),
+    ],
+)
+def test_every_end_without_a_result_is_explained(tmp_path: Path, code: int, what: str) -> None:
+    log = tmp_path / "worker.log"
+    log.write_text("first line\n" + "more\n" * 30 + "RuntimeError: the last line\n")
+    error = reason_of(code, tmp_path, log)
+    assert what in error.what
+    assert error.where == str(log)
+    assert ("the last line" in error.what) == (what.startswith("exit"))
+    assert "first line" not in error.what
+
+
+def test_refusal_of_the_worker_is_raised_as_it_was_said(tmp_path: Path) -> None:
+    record = {"type": "ServiceError", "what": "MLflow does not answer.", "where": "http://x", "fix": "start it"}
+    (tmp_path / "error.json").write_text(json.dumps(record))
+    error = reason_of(1, tmp_path, tmp_path / "worker.log")
+    assert isinstance(error, ServiceError)
+    assert (error.what, error.where, error.fix) == ("MLflow does not answer.", "http://x", "start it")

@@ -152,6 +152,7 @@ class VllmEngine:
             "--served-model-name", _MODEL,
             "--dtype", self._dtype,
             "--max-model-len", str(context),
+            "--generation-config", "vllm",  # no sampling defaults from the model's files: decoding is greedy everywhere
             "--enforce-eager",  # compiling costs a minute at each start, and an evaluation takes less
             "--shutdown-timeout", "20",  # without it, ending waits minutes for requests under way
         ]  # fmt: skip
