@@ -15,7 +15,7 @@ from tasks.report.steps import publish_evaluation
 def evaluate(spec: EvaluationSpec, model: ModelUri, prompt: PromptKind = PromptKind.TUNED) -> EvaluationRef:
     """Ask a model every golden item and keep each answer with its scores."""
     golden = open_golden_set(spec)
-    check_engine_is_there(spec)
+    check_engine_is_there(spec, model)
     result = evaluate_system(system_of(model, spec, prompt), golden, spec)
     publish_evaluation(spec, result)
     return result

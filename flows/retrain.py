@@ -24,7 +24,7 @@ def retrain(spec: RetrainSpec) -> State[RunResult]:
     """
     asked = spec.evaluation()
     golden = open_golden_set(asked)  # first: a changed golden set stops the run before any compute is spent
-    check_engine_is_there(asked)
+    check_engine_is_there(asked, spec.base_model)
     raw = ingest_dataset(spec)
     valid = validate_dataset(raw, spec)
     splits = curate_dataset(valid, golden, spec)

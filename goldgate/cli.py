@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from goldgate.config import load_spec, parse
-from tasks.contracts.errors import GoldgateError, SpecError
+from tasks.contracts.errors import GoldgateError, ServiceError, SpecError, StoreError
 from tasks.contracts.spec import EvaluationSpec, ExecutionSpec, PromptKind
 
 EXIT_ERROR = 1
@@ -52,7 +53,7 @@ def run(
 ) -> None:
     """Train a candidate, compare it on the golden set, and register it only if it is shown to be better."""
     spec = load_spec(config, overrides or [])
-    _prepare(spec.execution)
+    _prepare_flow(spec.execution)
     from flows.retrain import retrain
     from goldgate.summary import print_result
     from goldgate.terminal import TerminalDisplay
@@ -116,7 +117,7 @@ def evaluate(
         },
         where="goldgate evaluate",
     )
-    _prepare(spec.execution)
+    _prepare_flow(spec.execution)
     from flows.evaluate import evaluate as flow
     from goldgate.summary import print_evaluation
     from goldgate.terminal import TerminalDisplay
@@ -245,3 +246,43 @@ def _prepare(execution: ExecutionSpec) -> None:
 
     for name, value in services.client_environment(execution).items():
         os.environ.setdefault(name, value)
+
+
+def _prepare_flow(execution: ExecutionSpec) -> None:
+    """As `_prepare`, and make sure that Prefect can work: its server answers, or its files can be kept.
+
+    Raises:
+        ServiceError: the Prefect server that the environment names does not answer.
+        StoreError: the store cannot be written.
+    """
+    _prepare(execution)
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # what matters is on the display, and errors are ours
+    os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # a cold start on a busy machine
+    api = os.environ.get("PREFECT_API_URL")
+    if api is not None:
+        _check_prefect(api)
+        return
+    home = Path(os.environ.get("PREFECT_HOME", "~/.prefect")).expanduser()
+    try:
+        home.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=home):
+            pass
+    except OSError as error:
+        raise StoreError(
+            f"The store cannot be written: {error.strerror or error}",
+            where=str(home),
+            fix="free space, allow writing, or set `execution.store` to another place",
+        ) from error
+
+
+def _check_prefect(api: str) -> None:
+    import httpx
+
+    try:
+        httpx.get(f"{api.rstrip('/')}/health", timeout=10.0).raise_for_status()
+    except httpx.HTTPError as error:
+        raise ServiceError(
+            f"The Prefect server does not answer: {error}",
+            where=f"PREFECT_API_URL={api}",
+            fix="start it (`goldgate up`), correct the address, or unset PREFECT_API_URL to run without a server",
+        ) from error

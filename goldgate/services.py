@@ -179,6 +179,7 @@ def worker_environment(services: Services, inherited: Mapping[str, str]) -> dict
         "PREFECT_API_URL": f"{services.prefect_url}/api",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_SHOW_PROMOTIONAL_CONTENT": "false",
+        "PREFECT_SERVER_DEPLOYMENTS_CONCURRENCY_SLOT_WAIT_SECONDS": "10",  # until a waiting run asks for its turn again
         "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": str(_HEARTBEAT_SECONDS),
         "MLFLOW_TRACKING_URI": services.mlflow_url,
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -245,7 +246,7 @@ def _start_all(services: Services, store: Path, prefect_file: Path, console: Con
             _wait(process, is_up)
         console.print(f"  up  {name}", highlight=False)
 
-    start("prefect", "prefect", "server", "start", "--host", "127.0.0.1", "--port", prefect_port)
+    start("prefect", "goldgate.prefect_server", "server", "start", "--host", "127.0.0.1", "--port", prefect_port)
     # Runs keep their files in the store under plain file URIs, with or without the server: what a run without servers
     # registered can be read through the server, and the other way round.
     start(
@@ -478,7 +479,7 @@ def _memory(process: Process) -> int:
 def _read_state(store: Path) -> Services | None:
     try:
         return Services.model_validate_json((store / _STATE).read_bytes())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
         raise ServiceError(
@@ -531,8 +532,7 @@ def _yaml(name: str) -> Any:
 def _ask(api: httpx.Client, method: str, path: str, record: Any) -> Any:
     """What Prefect answers, as JSON.
 
-    Prefect on SQLite refuses a request now and then while it is busy (503, "database is locked"); its own clients ask
-    again, and so does this.
+    A server that is busy refuses with 503; Prefect's own clients ask again, and so does this.
 
     Raises:
         ServiceError: it refuses for another reason, with its answer.

@@ -6,6 +6,7 @@ from types import TracebackType
 from typing import Self
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tasks.contracts.progress import Progress as StepProgress
@@ -62,6 +63,8 @@ class TerminalDisplay:
             elapsed = self._bars.tasks[self._bars.task_ids.index(task)].elapsed
             self._bars.remove_task(task)
             if elapsed is not None and elapsed >= 1.0 and not reused:
-                seconds = f"[dim]{elapsed:5.0f} s[/]"
+                seconds = f"{elapsed:,.0f} s"
         mark = "[cyan]reused[/]" if reused else "[green]done[/]  "
-        self._console.print(f"  {mark} {seconds:>8} [bold]{step:<14}[/] {summary}", highlight=False)
+        self._console.print(
+            f"  {mark} [dim]{seconds:>6}[/] [bold]{step:<14}[/] {escape(summary)}", highlight=False, soft_wrap=True
+        )

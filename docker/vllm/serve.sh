@@ -12,11 +12,17 @@ if [ ! -f "$GOLDGATE_SERVE_MODEL/config.json" ]; then
     exit 2
 fi
 
+# As the engine does: float32 where the CPU build runs (few CPUs multiply bfloat16 in hardware), bfloat16 on CUDA.
+case "$(vllm --version)" in
+    *cpu*) dtype=float32 ;;
+    *) dtype=bfloat16 ;;
+esac
+
 # --shutdown-timeout: without it, stopping waits minutes for requests under way.
 exec vllm serve "$GOLDGATE_SERVE_MODEL" \
     --host 0.0.0.0 --port 8000 \
     --served-model-name goldgate \
-    --dtype bfloat16 \
+    --dtype "$dtype" \
     --generation-config vllm \
     --shutdown-timeout 20 \
     "$@"

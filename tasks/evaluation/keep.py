@@ -1,4 +1,9 @@
-"""An evaluation as an artefact, and as a run of MLflow that can be compared with another item by item."""
+"""An evaluation as an artefact, and as a run of MLflow that can be compared with another item by item.
+
+The items are logged as a table, not through `mlflow.genai.evaluate`: on SQLite, over 400 static answers, that had not
+finished after 4 minutes on two busy cores and had lost traces (its connection pool ran out), where asking the answers
+takes one to two minutes. A tenth of the evaluation was the limit. The table takes 0.06 s.
+"""
 
 from __future__ import annotations
 

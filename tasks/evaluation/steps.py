@@ -110,11 +110,11 @@ def evaluate_system(system: SystemUnderTest, golden: GoldenSetRef, spec: Evaluat
     )
 
 
-def check_engine_is_there(spec: EvaluationSpec) -> None:
-    """Refuse an engine that cannot be started, before anything is trained for it."""
-    from tasks.evaluation.engines import engine_identity
+def check_engine_is_there(spec: EvaluationSpec, model: str) -> None:
+    """Refuse an engine that cannot be started, or not with this kind of model, before any compute is spent."""
+    from tasks.evaluation.engines import check_engine
 
-    engine_identity(spec.evaluate)
+    check_engine(spec.evaluate, model)
 
 
 def candidate_system(trained: TrainedModelRef, spec: RetrainSpec) -> SystemUnderTest:

@@ -77,7 +77,9 @@ def convert(source: BaseSource, out: Path, listener: ProgressListener) -> dict[s
         ModelError: the model has no chat template, or transformers cannot load it without code of its own.
     """
     from transformers import AutoConfig, AutoTokenizer
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # the listener shows how far this is
     model_folder = out / "model"
     model_folder.mkdir(parents=True)
     listener(Progress(0, 3, "steps", "reading weights"))

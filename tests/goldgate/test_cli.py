@@ -36,7 +36,8 @@ class Call:
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
     monkeypatch.setenv("GOLDGATE_STORE", str(tmp_path / "store"))
-    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME"):
+        monkeypatch.delenv(name, raising=False)
     return Call(monkeypatch, capsys)
 
 
@@ -49,6 +50,11 @@ def policy(tmp_path: Path) -> Path:
     path = tmp_path / "policy.yaml"
     path.write_text("alpha: 0.05\n")
     return path
+
+
+@pytest.fixture
+def prices() -> Path:
+    return Path(__file__).parents[2] / "examples" / "prices" / "prices.yaml"
 
 
 @pytest.mark.parametrize(
@@ -121,3 +127,20 @@ def test_a_remote_store_has_no_servers(call: Call) -> None:
     ended = call("up", "--store", "s3://bucket/store")
     assert ended.code == 1
     assert "s3://bucket/store" in ended.err
+
+
+def test_a_prefect_server_that_does_not_answer_is_named(
+    call: Call, prices: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PREFECT_API_URL", "http://127.0.0.1:9/api")
+    ended = call("run", prices)
+    assert ended.code == 1
+    assert "The Prefect server does not answer" in ended.err
+    assert "PREFECT_API_URL=http://127.0.0.1:9/api" in ended.err
+
+
+def test_a_store_that_cannot_be_written_is_named(call: Call, prices: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    ended = call("run", prices, "--set", f"execution.store={tmp_path}/file/store")
+    assert ended.code == 1
+    assert "The store cannot be written: Not a directory" in ended.err

@@ -248,7 +248,7 @@ class EmbeddedEngine:
         return getattr(config, "sliding_window", None) is None
 
     def _batches(self, items: list[_Item]) -> Iterator[list[_Item]]:
-        """Neighbours in length, bounded in rows and tokens; the longest first, so that too little memory shows at once."""
+        """Neighbours in length, bounded in rows and tokens; longest first, so that too little memory shows at once."""
         batch: list[_Item] = []
         for item in sorted(items, key=lambda item: -len(item.suffix)):
             full = len(batch) == self._batch_size

@@ -1,0 +1,5 @@
+"""`python -m goldgate` is `goldgate`."""
+
+from goldgate.cli import main
+
+main()
