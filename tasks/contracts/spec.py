@@ -260,7 +260,7 @@ ModelUri = Annotated[str, AfterValidator(_model_uri)]
 
 
 class EvaluationSpec(Frozen):
-    """What it takes to score a model on a golden set: the part of a `RetrainSpec` that has nothing to do with training."""
+    """What it takes to score a model on a golden set: a `RetrainSpec` without what only training needs."""
 
     name: str = knob(
         0, "Name of the task: the registered model and the MLflow experiment.", pattern=r"^[a-z][a-z0-9_-]{0,62}$"

@@ -102,9 +102,11 @@ class Watcher(TrainerCallback):
         self._say(step)
 
     def on_step_end(self, args: Any, state: TrainerState, control: TrainerControl, **_: Any) -> None:
-        """Look and save after the last step too; say how far it is."""
+        """Save at the plan's steps, look and save after the last one; say how far it is."""
         if state.global_step >= state.max_steps:  # the last step is a look too, wherever the interval falls
             control.should_evaluate = control.should_save = True
+        if state.global_step % self.plan.checkpoint_steps == 0:
+            control.should_save = True
         if state.is_world_process_zero:
             self._say(state.global_step)
 
@@ -173,9 +175,8 @@ def train(job: TrainJob) -> TrainResult | None:
     request = job.request
     state = PartialState(cpu=device_name() == "cpu")  # reads what the distributed launcher set; alone, one process
     device = device_name()
-    torch.set_flush_denormal(
-        True
-    )  # Adam's second moments of tiny gradients: with denormals its sqrt takes 10 % of a step
+    # Adam's second moments of tiny gradients are denormal numbers, and a CPU takes a tenth of a step for their roots.
+    torch.set_flush_denormal(True)
     tokenizer = AutoTokenizer.from_pretrained(job.model_folder, trust_remote_code=False)
     check_chat_template(tokenizer, request.base.source)
     prompt = tuned_prompt(request.task)
@@ -292,7 +293,7 @@ def _make_trainer(
         eval_strategy="steps",
         eval_steps=plan.evaluation_steps,
         save_strategy="steps",
-        save_steps=plan.evaluation_steps,
+        save_steps=plan.evaluation_steps,  # and in between, see Watcher
         save_total_limit=2,  # the best and the newest
         load_best_model_at_end=True,
         metric_for_best_model="eval_loss",

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from tasks.contracts.errors import GoldgateError, TrainingError
-from tasks.contracts.progress import ProgressListener
+from tasks.contracts.progress import Progress, ProgressListener
 from tasks.training.job import ERROR, OUT_OF_MEMORY_FIX, PROGRESS, RESULT, TrainJob, TrainResult, read_progress
 from tasks.training.tether import TETHERED
 
@@ -48,6 +48,7 @@ def run_training(job: TrainJob, listener: ProgressListener) -> TrainResult:
                 env=_environment(),
                 pass_fds=[lock],  # the lock is held until the last process of this training is gone
             )
+        listener(Progress(0, 1, "steps", "loading the base model"))
         try:
             code = _wait(process, job.scratch, listener)
         except BaseException:

@@ -17,6 +17,7 @@ GRADIENT_NORM = 1.0  # the customary clip; a single odd row cannot throw the ada
 LORA_DROPOUT = 0.0
 LORA_TARGETS = "all-linear"  # QLoRA: adapters on every linear layer are what makes 4-bit training match 16-bit
 DEV_LOSS_ROWS = 256  # enough for the dev loss to tell epochs apart; more rows would slow every look
+_CHECKPOINTS = 12  # a killed training loses at most a twelfth of its work; writing one costs about as much as a step
 _MEGABATCH = 24  # batches sorted by length together: 3 % padding, and still a fresh mix in every epoch
 
 
@@ -30,6 +31,7 @@ class TrainPlan(Frozen):
         total_rows: rows trained on, counted again in every epoch.
         total_steps: optimiser steps.
         evaluation_steps: optimiser steps between looks at the dev loss; the last step is always looked at too.
+        checkpoint_steps: optimiser steps between checkpoints; one is written at every look too.
         warmup_steps: steps until the peak learning rate.
         dev_rows: rows that the dev loss is taken on.
         lora_rank: rank r of the adapter.
@@ -42,6 +44,7 @@ class TrainPlan(Frozen):
     total_rows: int
     total_steps: int
     evaluation_steps: int
+    checkpoint_steps: int
     warmup_steps: int
     learning_rate: float
     lora_rank: int
@@ -78,6 +81,7 @@ def make_plan(recipe: TrainSpec, train_rows: int, dev_rows: int, processes: int 
         total_rows=total_rows,
         total_steps=total_steps,
         evaluation_steps=math.ceil(total_steps / recipe.evaluations),
+        checkpoint_steps=math.ceil(total_steps / _CHECKPOINTS),
         warmup_steps=min(math.ceil(WARMUP_SHARE * total_steps), total_steps - 1),
         learning_rate=recipe.learning_rate,
         lora_rank=recipe.lora_rank,

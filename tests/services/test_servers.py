@@ -329,6 +329,9 @@ def test_started_from_the_form_in_a_browser(world: World) -> None:
         assert {run["id"] for run in world.runs("retrain/complaints")} == before
 
         epochs.fill("2")
+        submit.click()  # after a refusal, the form takes one more look at what was mended
+        expect(refusal).to_have_count(0, timeout=60_000)
+        page.screenshot(path=world.store.parent / "form.png", full_page=True)
         submit.click()
         wait_until(lambda: len(world.runs("retrain/complaints")) > len(before), "the run is made", 60.0)
         (started,) = {run["id"] for run in world.runs("retrain/complaints")} - before
@@ -338,6 +341,7 @@ def test_started_from_the_form_in_a_browser(world: World) -> None:
 
         page.goto(f"{world.services.prefect_url}/v2/runs/flow-run/{started}")
         expect(page.get_by_text(run["state_name"]).first).to_be_visible(timeout=30_000)
+        page.screenshot(path=world.store.parent / "run.png", full_page=True)
         browser.close()
 
 

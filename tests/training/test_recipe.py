@@ -31,6 +31,7 @@ def test_plan_arithmetic(
         total_rows, steps, every, warmup,
     )  # fmt: skip
     assert plan.dev_rows == DEV_LOSS_ROWS
+    assert steps / 12 <= plan.checkpoint_steps < steps / 12 + 1
 
 
 def test_adapter_scale_is_two_at_every_rank() -> None:
