@@ -79,6 +79,7 @@ def client_environment(execution: ExecutionSpec) -> dict[str, str]:
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "1",
+        "TQDM_DISABLE": "1",  # libraries' own progress bars: the display shows how far a step is
     }
     if "://" in execution.store:
         return environment

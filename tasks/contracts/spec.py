@@ -26,9 +26,17 @@ class Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=_title)
 
 
+_BOUNDS = {"ge": "at least", "gt": "above", "le": "at most", "lt": "below"}
+
+
 def knob(position: int, description: str, **constraints: Any) -> Any:
-    """A field of a form: its place in it, what it means, its default and bounds (as `pydantic.Field` takes them)."""
-    return Field(description=description, json_schema_extra={"position": position}, **constraints)
+    """A field of a form: its place in it, what it means, its default and bounds (as `pydantic.Field` takes them).
+
+    Bounds are written behind the description, since the form shows them only once they are broken.
+    """
+    bounds = ", ".join(f"{words} {constraints[name]:,}" for name, words in _BOUNDS.items() if name in constraints)
+    text = f"{description} ({bounds})" if bounds else description
+    return Field(description=text, json_schema_extra={"position": position}, **constraints)
 
 
 class TaskKind(StrEnum):
@@ -272,23 +280,23 @@ class EvaluationSpec(Frozen):
 
 
 class RetrainSpec(Frozen):
-    """Everything that one run needs to know."""
+    """Everything that one run needs to know; what is turned most often comes first in the form."""
 
     name: str = knob(
         0, "Name of the task: the registered model and the MLflow experiment.", pattern=r"^[a-z][a-z0-9_-]{0,62}$"
     )
-    task: TaskSpec = knob(1, "The narrow task.")
-    data: DataSpec = knob(2, "The training data.")
-    golden: GoldenSpec = knob(3, "The golden set.")
+    train: TrainSpec = knob(1, "The QLoRA recipe.", default=TrainSpec())
+    curate: CurateSpec = knob(2, "From rows to splits.", default=CurateSpec())
+    policy: Policy = knob(3, "What the gate asks.", default=Policy())
+    evaluate: EvaluateSpec = knob(4, "How models are asked.", default=EvaluateSpec())
+    data: DataSpec = knob(5, "The training data.")
+    golden: GoldenSpec = knob(6, "The golden set.")
     base_model: ModelUri = knob(
-        4,
+        7,
         "Base model: a local folder, hf:<repo>, or gguf:<file> (gguf:pkg:<package>/<file> in an installed package).",
         min_length=1,
     )
-    curate: CurateSpec = knob(5, "From rows to splits.", default=CurateSpec())
-    train: TrainSpec = knob(6, "The QLoRA recipe.", default=TrainSpec())
-    evaluate: EvaluateSpec = knob(7, "How models are asked.", default=EvaluateSpec())
-    policy: Policy = knob(8, "What the gate asks.", default=Policy())
+    task: TaskSpec = knob(8, "The narrow task.")
     execution: ExecutionSpec = knob(9, "Where things run and are kept.", default_factory=ExecutionSpec)
 
     def evaluation(self) -> EvaluationSpec:

@@ -50,7 +50,7 @@ def resolve(uri: str) -> BaseSource:
         return _gguf(uri, Path(uri.removeprefix("gguf:")).expanduser())
     if uri.startswith("hf:"):
         return _on_hub(uri)
-    if re.match(r"^[a-z]+:", uri):
+    if re.match(r"^[a-z][a-z0-9+.-]*:", uri):
         raise ModelError(
             "A base model of this kind cannot be trained: its weights are needed.",
             where=uri,

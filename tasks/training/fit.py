@@ -48,8 +48,8 @@ class AnswerLossTrainer(SFTTrainer):
     """SFTTrainer that works out logits for answer positions alone.
 
     On a CPU, trl 1.16 scores every position against the whole vocabulary, twice, though most carry no loss: for a
-    one-word answer after a long prompt that costs more than the rest of the model. Overriding `compute_loss` is the
-    way trl documents for a loss of one's own.
+    one-word answer after a long prompt that adds, counted in multiplications, two fifths to a step of a 135M model with
+    49,152 tokens. Overriding `compute_loss` is the way trl documents for a loss of one's own.
     """
 
     dev_tokens_per_row: float = 1.0
@@ -289,7 +289,7 @@ def _make_trainer(
         optim="adamw_torch_fused",
         bf16=on_cuda,
         use_cpu=not on_cuda,
-        gradient_checkpointing=on_cuda,  # device memory is scarce; on a CPU recomputing costs a third of the speed
+        gradient_checkpointing=on_cuda,  # device memory is scarce; recomputing repeats each forward pass
         eval_strategy="steps",
         eval_steps=plan.evaluation_steps,
         save_strategy="steps",

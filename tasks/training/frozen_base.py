@@ -18,7 +18,10 @@ def device_name() -> str:
 
 
 def compute_dtype(device: str) -> torch.dtype:
-    """bfloat16 on CUDA; float32 on a CPU, of which few multiply bfloat16 in hardware."""
+    """bfloat16 on CUDA; float32 on a CPU, of which many do not multiply bfloat16 in hardware.
+
+    Measured on two such cores, matrix products of a 135M model: float32 77-111 GFLOP/s, bfloat16 23-36.
+    """
     return torch.bfloat16 if device == "cuda" else torch.float32
 
 
@@ -52,7 +55,8 @@ def load_dequantised(model_folder: Path, device: str) -> PreTrainedModel:
 def load_for_training(model_folder: Path, device: str) -> PreTrainedModel:
     """The frozen base to train an adapter on: packed NF4 on CUDA, NF4 dequantised once on a CPU.
 
-    On a CPU the packed weights would be dequantised again in every forward and backward pass.
+    On a CPU the packed weights would be dequantised again in every forward and backward pass. Measured on a 135M model
+    (batches of 4 x 120 tokens, one busy core): 118 tokens per CPU second dequantised once, 83 packed.
     """
     return load_nf4(model_folder, device) if device == "cuda" else load_dequantised(model_folder, device)
 

@@ -12,13 +12,13 @@ from tasks.contracts.spec import Frozen, TrainSpec
 WARMUP_SHARE = 0.06  # of all steps: Adam's second moments need a few steps before the full rate is safe
 WEIGHT_DECAY = 0.0  # an adapter decays towards the base model, which is where it started; early stopping guards instead
 GRADIENT_NORM = 1.0  # the customary clip; a single odd row cannot throw the adapter
-# None: dropout in front of each adapter copies every layer's input (the QLoRA paper's own runs above 13B used 0.05 and
-# found no use for it below); the dev loss and early stopping guard against learning rows by heart.
+# None: dropout in front of each adapter copies the input of every linear layer, and rows are seen once or a few times;
+# the dev loss and early stopping guard against learning them by heart.
 LORA_DROPOUT = 0.0
 LORA_TARGETS = "all-linear"  # QLoRA: adapters on every linear layer are what makes 4-bit training match 16-bit
 DEV_LOSS_ROWS = 256  # enough for the dev loss to tell epochs apart; more rows would slow every look
-_CHECKPOINTS = 12  # a killed training loses at most a twelfth of its work; writing one costs about as much as a step
-_MEGABATCH = 24  # batches sorted by length together: 3 % padding, and still a fresh mix in every epoch
+_CHECKPOINTS = 12  # a killed training loses at most a twelfth of its work
+_MEGABATCH = 24  # batches sorted by length together: little padding, and still a fresh mix in every epoch
 
 
 class TrainPlan(Frozen):
