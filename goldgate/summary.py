@@ -24,13 +24,13 @@ _GIB = 2**30
 
 def print_verdict(console: Console, verdict: Verdict) -> None:
     """The verdict, its reasons, and baseline against candidate, one row a metric."""
-    say = partial(console.print, highlight=False)
+    say = partial(console.print, highlight=False, soft_wrap=True)
     say(f"\n[bold {_COLOURS[verdict.outcome]}]{verdict.outcome.value.upper()}[/]  {escape(verdict.reasons[0])}")
     for reason in verdict.reasons[1:]:
         say(f"  {escape(reason)}")
     say(f"\n  baseline   {escape(verdict.baseline.label)}\n  candidate  {escape(verdict.candidate.label)}\n")
     table = Table(show_edge=False, pad_edge=False, header_style="bold")
-    table.add_column("metric")
+    table.add_column("metric", no_wrap=True)
     for heading in ("baseline", "candidate", "difference", f"{verdict.metrics[0].confidence:.0%} interval", "items"):
         table.add_column(heading, justify="right")
     for row in verdict_table(verdict):

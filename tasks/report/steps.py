@@ -74,11 +74,13 @@ def named_state(
     spec: RetrainSpec, verdict: VerdictRef, registered: RegisteredModelRef | None, folder: str
 ) -> State[RunResult]:
     """The run's final state: completed, named for the verdict."""
+    from tasks.tracking import model_folder
+
     result = RunResult(
         name=spec.name,
         verdict=verdict.verdict,
         folder=folder,
-        model_folder=verdict.verdict.candidate.uri,
+        model_folder=str(model_folder(verdict.verdict.candidate.uri, spec.execution)),
         registered=registered,
     )
     return Completed(name=outcome_word(verdict.verdict.outcome), message=verdict.verdict.reasons[0], data=result)
