@@ -19,7 +19,7 @@ demo: setup
 	$(BIN)/goldgate run examples/complaints/complaints.yaml
 
 test: setup
-	$(BIN)/pytest -m "not slow and not services and not browser and not vllm and not gpu"
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not services and not browser and not vllm and not gpu"
 
 test-slow: setup
 	$(BIN)/pytest -m "(slow or services or browser) and not vllm and not gpu"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,8 @@ EXIT_ERROR = 1
 EXIT_NOT_PROMOTED = 3
 EXIT_NOT_COMPARABLE = 3
 EXIT_INTERRUPTED = 130
+INTERRUPTED = "[bold]Interrupted.[/] Finished steps are kept; the same command goes on from them."
+_GRACE_SECONDS = 12.0  # the training process gets ten to close its run in MLflow
 
 app = typer.Typer(
     help="Fine-tune a small language model, and let it into production only if it is shown to be better.",
@@ -61,7 +65,7 @@ def run(
     from tasks.runtime import display
 
     console.print(f"[bold]{spec.name}[/]: {spec.task.instruction}", highlight=False)
-    with TerminalDisplay(console) as shown:
+    with _ending_soon(), TerminalDisplay(console) as shown:
         token = display.set(shown)
         try:
             state = retrain(spec, return_state=True)
@@ -123,7 +127,7 @@ def evaluate(
     from goldgate.terminal import TerminalDisplay
     from tasks.runtime import display, open_store
 
-    with TerminalDisplay(console) as shown:
+    with _ending_soon(), TerminalDisplay(console) as shown:
         token = display.set(shown)
         try:
             result = flow(spec, _local_model(model), prompt)
@@ -204,6 +208,32 @@ def main() -> None:
 
 
 @contextmanager
+def _ending_soon() -> Iterator[None]:
+    """Let Ctrl-C end a run within seconds.
+
+    The interrupt unwinds the step at work, which ends the training process and tidies up. Then Prefect would try for
+    minutes to tell its temporary server, which has got the same Ctrl-C and is gone.
+    """
+
+    def interrupted(*_: object) -> None:
+        def leave() -> None:
+            errors.print(INTERRUPTED, highlight=False)
+            os._exit(EXIT_INTERRUPTED)
+
+        errors.print("Interrupting …")
+        last_word = threading.Timer(_GRACE_SECONDS, leave)
+        last_word.daemon = True
+        last_word.start()
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
 def _refusals() -> Iterator[None]:
     try:
         yield
@@ -212,9 +242,7 @@ def _refusals() -> Iterator[None]:
         sys.exit(EXIT_ERROR)
     except SystemExit as ended:
         if ended.code == EXIT_INTERRUPTED:  # this is how typer ends a Ctrl-C
-            errors.print(
-                "[bold]Interrupted.[/] Finished steps are kept; the same command goes on from them.", highlight=False
-            )
+            errors.print(INTERRUPTED, highlight=False)
         raise
 
 
@@ -257,6 +285,7 @@ def _prepare_flow(execution: ExecutionSpec) -> None:
     """
     _prepare(execution)
     os.environ.setdefault("PREFECT_LOGGING_LEVEL", "CRITICAL")  # what matters is on the display, and errors are ours
+    os.environ.setdefault("PREFECT_LOGGING_INTERNAL_LEVEL", "CRITICAL")
     os.environ.setdefault("PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS", "180")  # a cold start on a busy machine
     api = os.environ.get("PREFECT_API_URL")
     if api is not None:

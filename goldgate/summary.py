@@ -16,7 +16,7 @@ from tasks.contracts.references import EvaluationRef, Outcome, RunResult, Verdic
 from tasks.contracts.spec import ExecutionSpec, RetrainSpec
 from tasks.report.summary import verdict_table
 from tasks.store import Store
-from tasks.tracking import tracking_uri, without_password
+from tasks.tracking import model_folder, tracking_uri, without_password
 
 _COLOURS = {Outcome.PROMOTE: "green", Outcome.REJECT: "red", Outcome.INCONCLUSIVE: "yellow"}
 _GIB = 2**30
@@ -29,10 +29,10 @@ def print_verdict(console: Console, verdict: Verdict) -> None:
     for reason in verdict.reasons[1:]:
         say(f"  {escape(reason)}")
     say(f"\n  baseline   {escape(verdict.baseline.label)}\n  candidate  {escape(verdict.candidate.label)}\n")
-    table = Table(show_edge=False, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("metric", no_wrap=True)
-    for heading in ("baseline", "candidate", "difference", f"{verdict.metrics[0].confidence:.0%} interval", "items"):
-        table.add_column(heading, justify="right")
+    for heading in ("baseline", "candidate", "points", f"{verdict.metrics[0].confidence:.0%} interval", "items"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in verdict_table(verdict):
         name = f"{row.metric} (decides)" if row.decides else row.metric
         table.add_row(
@@ -58,7 +58,8 @@ def print_result(console: Console, spec: RetrainSpec, result: RunResult, *, reus
         if version.previous_version is not None:
             say(f"  roll back: goldgate rollback {name} --reason '...'   (to version {version.previous_version})")
         say("  serve it:  make vllm-env, then")
-        say(f"             .vllm-env/bin/vllm serve {result.model_folder} --served-model-name {name} --host 127.0.0.1")
+        merged = model_folder(result.verdict.candidate.uri, spec.execution)
+        say(f"             .vllm-env/bin/vllm serve {merged} --served-model-name {name} --host 127.0.0.1")
     say("  see it:    make up   (Prefect and MLflow pages, schedule, API)")
     say(f"  report:    {result.folder}/report.html")
     say(f"\n{result.folder}")

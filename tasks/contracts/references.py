@@ -306,5 +306,4 @@ class RunResult(Frozen):
     name: str
     verdict: Verdict
     folder: str
-    model_folder: str
     registered: RegisteredModelRef | None

@@ -55,9 +55,10 @@ def publish_verdict(
     folder: str,
 ) -> None:
     """Show the verdict, its table and the links on the page of the run."""
-    from tasks.report.links import as_address, read_links
+    from tasks.report.links import as_address, keep_in_mlflow, read_links
 
     links = {"Report": as_address(f"{folder}/report.html"), **read_links(folder)}
+    links |= keep_in_mlflow(spec, verdict, valid, folder)
     text = verdict_markdown(verdict.verdict, registered, links)
     create_markdown_artifact(text, key=_key(spec, "verdict"), description=verdict.verdict.reasons[0])
 
@@ -74,13 +75,10 @@ def named_state(
     spec: RetrainSpec, verdict: VerdictRef, registered: RegisteredModelRef | None, folder: str
 ) -> State[RunResult]:
     """The run's final state: completed, named for the verdict."""
-    from tasks.tracking import model_folder
-
     result = RunResult(
         name=spec.name,
         verdict=verdict.verdict,
         folder=folder,
-        model_folder=str(model_folder(verdict.verdict.candidate.uri, spec.execution)),
         registered=registered,
     )
     return Completed(name=outcome_word(verdict.verdict.outcome), message=verdict.verdict.reasons[0], data=result)

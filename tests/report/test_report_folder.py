@@ -27,10 +27,11 @@ from tasks.contracts.spec import ExecutionSpec, Policy, TaskKind
 from tasks.gate.files import judge_files, read_policy
 from tasks.gate.keep import keep_verdict, verify_verdict
 from tasks.report.folder import Run, write_folder
-from tasks.report.links import as_address, read_links
+from tasks.report.links import as_address, keep_in_mlflow, read_links
 from tasks.report.steps import named_state, write_run_folder
 from tasks.report.summary import next_steps, verdict_markdown, verdict_table
 from tasks.store import Store
+from tasks.tracking import connect
 from tests.report.example import (
     conditions,
     example_curves,
@@ -153,6 +154,29 @@ def test_the_task_writes_the_folder_with_its_links(store: Store, run: Run) -> No
         spec, run.raw, run.valid, run.splits, run.trained, run.baseline, run.candidate, run.verdict, None
     )
     assert read_links(folder) == {"Data Docs": "file:///docs/index.html"}  # SQLite has no pages to link to
+
+
+def test_report_verdict_and_data_docs_are_kept_in_mlflow(store: Store, run: Run, tmp_path: Path) -> None:
+    docs = tmp_path / "data_docs"
+    docs.mkdir()
+    (docs / "index.html").write_text("<html>docs</html>")
+    execution = ExecutionSpec(store=store.root, tracking_uri=f"sqlite:///{store.root}/mlflow.db")
+    spec = run.spec.model_copy(update={"execution": execution})
+    valid = run.valid.model_copy(update={"data_docs": str(docs / "index.html")})
+    folder = write_run_folder.fn(
+        spec, run.raw, valid, run.splits, run.trained, run.baseline, run.candidate, run.verdict, None
+    )
+
+    assert keep_in_mlflow(spec, run.verdict, valid, folder) == {}  # no server, so no address
+
+    client = connect(execution)
+    experiment = client.get_experiment_by_name(spec.name)
+    assert experiment is not None
+    (kept,) = client.search_runs([experiment.experiment_id])
+    assert kept.info.run_name == f"verdict {run.verdict.verdict.outcome.value}"
+    root = Path(client.download_artifacts(kept.info.run_id, ""))
+    assert (root / "report.html").read_text() == Path(folder, "report.html").read_text()
+    assert {path.name for path in root.iterdir()} == {"report.html", "verdict.json", "data_docs"}
 
 
 def test_the_final_state_is_named_for_the_verdict(run: Run) -> None:
