@@ -58,7 +58,7 @@ def judge_files(baseline: Path, candidate: Path, policy: Policy) -> Verdict:
 
 
 def read_policy(path: Path) -> Policy:
-    """The policy in a YAML file: its own fields, or the `policy` of a whole configuration.
+    """The policy in a YAML file: its own fields, or the `policy` of a whole configuration (which may leave it at its defaults).
 
     Raises:
         SpecError: the file cannot be read, or a field is unknown or out of bounds.
@@ -71,8 +71,8 @@ def read_policy(path: Path) -> Policy:
             where=str(path),
             fix="give a YAML file with metric, alpha and min_improvement",
         ) from error
-    if isinstance(content, dict) and "policy" in content:
-        content = content["policy"]
+    if isinstance(content, dict) and ("policy" in content or "task" in content):  # a whole configuration
+        content = content.get("policy")
     try:
         return Policy.model_validate(content if content is not None else {})
     except ValidationError as error:

@@ -269,7 +269,7 @@ def test_the_environment_file_stays_out_of_git() -> None:
     assert subprocess.run(["git", "check-ignore", "--quiet", "docker/.env"], cwd=ROOT).returncode == 0
 
 
-@pytest.mark.parametrize("name", set(SERVICES) - {"deploy"})
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - {"deploy"}))
 def test_each_lasting_service_has_a_health_check_and_restarts(name: str) -> None:
     assert SERVICES[name]["healthcheck"]["test"][0] == "CMD"
     assert SERVICES[name]["restart"] in {"unless-stopped", "on-failure:3"}

@@ -131,6 +131,7 @@ def test_items_of_one_side_alone_are_named(tmp_path: Path) -> None:
     [
         ("alpha: 0.01\n", Policy(alpha=0.01)),
         ("name: x\npolicy:\n  min_improvement: 0.02\n", Policy(min_improvement=0.02)),
+        ("name: x\ntask:\n  kind: chat\n", Policy()),  # a configuration that leaves its policy at the defaults
         ("", Policy()),
         ('{"policy": {"metric": "valid_output"}}', Policy(metric=Metric.VALID_OUTPUT)),
     ],
