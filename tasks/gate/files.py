@@ -58,7 +58,7 @@ def judge_files(baseline: Path, candidate: Path, policy: Policy) -> Verdict:
 
 
 def read_policy(path: Path) -> Policy:
-    """The policy in a YAML file: its own fields, or the `policy` of a whole configuration (which may leave it at its defaults).
+    """The policy in a YAML file: its own fields, or those of a whole configuration (which may leave them out).
 
     Raises:
         SpecError: the file cannot be read, or a field is unknown or out of bounds.
