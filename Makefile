@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo test test-slow check up down vllm-env clean
+.PHONY: setup demo verdicts test test-slow check up down bench-gate vllm-env clean
 
 setup: $(READY)
 
@@ -17,6 +17,12 @@ $(READY): constraints.txt pyproject.toml
 
 demo: setup
 	$(BIN)/goldgate run examples/complaints/complaints.yaml
+
+verdicts: setup  # all three on real complaints: a good recipe, the same with another seed, the same on shuffled labels
+	$(BIN)/goldgate run examples/complaints/complaints.yaml
+	$(BIN)/goldgate run examples/complaints/complaints.yaml --set train.seed=18
+	$(BIN)/python examples/complaints/shuffle_labels.py $(CURDIR)/.goldgate/shuffled.jsonl
+	$(BIN)/goldgate run examples/complaints/complaints.yaml --set data.source=$(CURDIR)/.goldgate/shuffled.jsonl
 
 test: setup
 	$(BIN)/pytest -n 2 --dist loadfile -m "not slow and not services and not browser and not vllm and not gpu"
@@ -35,6 +41,9 @@ up: setup
 
 down: setup
 	$(BIN)/goldgate down
+
+bench-gate: setup  # error rates, power and speed of the gate; about half an hour on two cores
+	$(BIN)/python -m bench.gate
 
 vllm-env:
 	docker/vllm/make_env.sh .vllm-env

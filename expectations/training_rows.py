@@ -40,7 +40,9 @@ def row_expectations(task: TaskSpec, data: DataSpec) -> list[Any]:
             meta=reason("unreadable", "{value}"),
             notes="Every row has its fields, of the right type.",
         ),
-        gxe.ExpectColumnValuesToNotBeNull(column="id", meta=reason("id_missing", "id is missing")),
+        gxe.ExpectColumnValuesToNotBeNull(
+            column="id", meta=reason("id_missing", "id is missing"), notes="Every row has an id."
+        ),
         gxe.ExpectColumnValuesToBeUnique(
             column="id_of_distinct_row",
             meta=reason("id_repeated", "id {value!r} names several rows that differ"),
@@ -67,12 +69,12 @@ def row_expectations(task: TaskSpec, data: DataSpec) -> list[Any]:
         gxe.ExpectColumnValuesToBeNull(
             column="text_damage",
             meta=reason("text_damaged", "text is damaged: {value}"),
-            notes="No trace of a wrong encoding.",
+            notes="The input has no trace of a wrong encoding.",
         ),
         gxe.ExpectColumnValuesToBeNull(
             column="target_damage",
             meta=reason("target_damaged", "target is damaged: {value}"),
-            notes="No trace of a wrong encoding.",
+            notes="The answer has no trace of a wrong encoding.",
         ),
         gxe.ExpectColumnValuesToBeNull(
             column="role_problem",

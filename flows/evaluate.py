@@ -12,10 +12,16 @@ from tasks.report.steps import publish_evaluation
 
 
 @flow(name="evaluate", flow_run_name="evaluate {model}", persist_result=False)
-def evaluate(spec: EvaluationSpec, model: ModelUri, prompt: PromptKind = PromptKind.TUNED) -> EvaluationRef:
-    """Ask a model every golden item and keep each answer with its scores."""
+def evaluate(
+    spec: EvaluationSpec, model: ModelUri, prompt: PromptKind = PromptKind.TUNED, again: int = 0
+) -> EvaluationRef:
+    """Ask a model every golden item and keep each answer with its scores.
+
+    `again` numbers a repetition, to see how much the engine's answers differ from run to run.
+    """
     golden = open_golden_set(spec)
     check_engine_is_there(spec, model)
-    result = evaluate_system(system_of(model, spec, prompt), golden, spec)
-    publish_evaluation(spec, result)
+    result = evaluate_system(system_of(model, spec, prompt), golden, spec, again=again)
+    if not spec.withhold_scores:
+        publish_evaluation(spec, result)
     return result

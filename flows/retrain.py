@@ -6,41 +6,64 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from flows.train import train_where_told
-from tasks.contracts.references import Outcome, RunResult, TrainRequest
-from tasks.contracts.spec import RetrainSpec
-from tasks.data.steps import curate_dataset, ingest_dataset, open_golden_set, validate_dataset
-from tasks.evaluation.steps import candidate_system, check_engine_is_there, choose_baseline_prompt, evaluate_system
-from tasks.gate.steps import judge
-from tasks.registry.steps import find_system_to_beat, register_champion
+from tasks.contracts.references import Approval, RunResult, TrainRequest
+from tasks.contracts.spec import Override, RetrainSpec
+from tasks.data.steps import curate_dataset, ingest_dataset, open_golden_set, open_suites, validate_dataset
+from tasks.evaluation.steps import (
+    candidate_system,
+    check_engine_is_there,
+    choose_baseline_prompt,
+    evaluate_on_suites,
+    evaluate_system,
+)
+from tasks.gate.steps import certify_promotion, check_budget, check_gate, decide_release, judge
+from tasks.registry.steps import find_system_to_beat, register_champion, release_of_baseline
 from tasks.report.steps import named_state, publish_verdict, write_run_folder
 from tasks.training.steps import fetch_base_model
 
 
 @flow(name="retrain", flow_run_name="retrain {spec.name}", persist_result=False)
-def retrain(spec: RetrainSpec) -> State[RunResult]:
+def retrain(spec: RetrainSpec, override: Override | None = None, approval: Approval | None = None) -> State[RunResult]:
     """Train a candidate, compare it with what runs today on the golden set, and register it only if it is better.
 
-    Ends Completed under the verdict's name: Promoted, Rejected or Inconclusive.
+    Ends Completed under the name of what came of it: Promoted, Rejected, Inconclusive, Awaiting approval, Declined, or
+    Forced promotion.
+
+    Args:
+        spec: everything that the run needs to know.
+        override: promotes against the verdict; kept under that person's name.
+        approval: answers where the policy asks a person; kept under that person's name.
     """
     asked = spec.evaluation()
-    golden = open_golden_set(asked)  # first: a changed golden set stops the run before any compute is spent
+    golden = open_golden_set(asked)  # first: what can be refused is refused before any compute is spent
+    suites = open_suites(spec)
+    check_gate(golden, spec)
     check_engine_is_there(asked, spec.base_model)
     raw = ingest_dataset(spec)
     valid = validate_dataset(raw, spec)
     splits = curate_dataset(valid, golden, spec)
 
     base = fetch_base_model(spec)
+    check_budget(golden, splits, base, spec)
     trained = train_where_told(TrainRequest.of(spec, splits, base))
 
     candidate = candidate_system(trained, spec)
     baseline = find_system_to_beat(trained, spec) or choose_baseline_prompt(spec, base, splits)
     baseline_result = evaluate_system(baseline, golden, asked)
     candidate_result = evaluate_system(candidate, golden, asked)
+    baseline_suites = evaluate_on_suites(baseline, suites, spec)
+    candidate_suites = evaluate_on_suites(candidate, suites, spec)
 
-    verdict = judge(baseline_result, candidate_result, splits, golden, spec)
-    promoted = verdict.verdict.outcome is Outcome.PROMOTE
-    registered = register_champion(verdict, trained, spec) if promoted else None
+    verdict = judge(baseline_result, candidate_result, baseline_suites, candidate_suites, splits, trained, golden, spec)
+    release = decide_release(verdict, spec, override, approval)
+    registered = None
+    if release.promoted:
+        certificate = certify_promotion(verdict, release, trained, golden, spec)
+        registered = register_champion(verdict, certificate, trained, spec)
 
-    folder = write_run_folder(spec, raw, valid, splits, trained, baseline_result, candidate_result, verdict, registered)
-    publish_verdict(spec, verdict, registered, valid, folder)
-    return named_state(spec, verdict, registered, folder)
+    placed = release_of_baseline(baseline, spec)
+    folder = write_run_folder(
+        spec, raw, valid, splits, trained, baseline_result, candidate_result, verdict, release, registered, placed
+    )
+    publish_verdict(spec, verdict, release, registered, valid, folder, placed)
+    return named_state(spec, verdict, release, registered, folder)

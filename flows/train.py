@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import time
 from typing import cast
 
 from prefect import flow
+from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
+from prefect.utilities.urls import url_for
 
 from tasks.contracts.errors import TrainingError
 from tasks.contracts.references import TrainedModelRef, TrainRequest
-from tasks.training.steps import find_trained, train_adapter
+from tasks.runtime import say
+from tasks.training.steps import fetch_trained, find_trained, train_adapter
+
+_POLL_SECONDS = 2.0
 
 
 @flow(name="train", flow_run_name="train {request.name}", persist_result=False)
@@ -22,25 +28,28 @@ def train(request: TrainRequest) -> TrainedModelRef:
 def train_where_told(request: TrainRequest) -> TrainedModelRef:
     """Train inside this run, or hand the training to a deployment and wait for it.
 
-    Nothing but the request passes through Prefect: the result is found in the store by its fingerprint.
+    Nothing but the request passes through Prefect: the result is found in the store by its fingerprint. What was
+    finished before waits for no worker.
     """
     deployment = request.execution.train_deployment
     if deployment is None:
         return train(request)
+    finished = find_trained(request)
+    if finished is not None:
+        return finished
     run = cast(
         FlowRun,  # in a synchronous flow; Prefect's type says that it may be a coroutine
-        run_deployment(
-            deployment,
-            parameters={"request": request.model_dump(mode="json")},
-            timeout=None,
-            poll_interval=2,
-        ),
+        run_deployment(deployment, parameters={"request": request.model_dump(mode="json")}, timeout=0),
     )
-    if run.state is None or not run.state.is_completed():
+    say("train", f"handed to {deployment}, as run {run.name}, which shows its progress: {url_for(run)}")
+    with get_client(sync_client=True) as client:
+        while run.state is None or not run.state.is_final():
+            time.sleep(_POLL_SECONDS)
+            run = client.read_flow_run(run.id)
+    if not run.state.is_completed():
         raise TrainingError(
-            f"The training run ended as {run.state.name if run.state else 'unknown'}: "
-            f"{(run.state.message if run.state else None) or 'no message'}",
+            f"The training run ended as {run.state.name}: {run.state.message or 'no message'}",
             where=f"flow run {run.name} ({run.id}) of deployment {deployment}",
             fix="read that run's log; a new run goes on from the last checkpoint",
         )
-    return find_trained(request)
+    return fetch_trained(request)

@@ -10,11 +10,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.markup import escape
+from typer.core import TyperGroup
 
 from goldgate.config import load_spec, parse
 from tasks.contracts.errors import GoldgateError, ServiceError, SpecError, StoreError
@@ -35,6 +36,50 @@ app = typer.Typer(
 )
 golden_app = typer.Typer(help="Golden sets.", no_args_is_help=True)
 app.add_typer(golden_app, name="golden")
+ledger_app = typer.Typer(help="Who has looked at which golden set, and what is left of it.", no_args_is_help=True)
+app.add_typer(ledger_app, name="ledger")
+
+
+class _JudgeByDefault(TyperGroup):
+    """`goldgate gate BASELINE CANDIDATE` is `goldgate gate judge BASELINE CANDIDATE`.
+
+    A call that cannot be read exits as bad input does: typer's own code for it, 2, is a verdict here.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:  # typer has its own copy of click's Context
+        """Put the default command first, unless another is named or help is asked for."""
+        if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
+            args = ["judge", *args]
+        with _not_readable():
+            return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Call the command."""
+        with _not_readable():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _not_readable() -> Iterator[None]:
+    try:
+        yield
+    except typer.TyperException as error:
+        error.exit_code = EXIT_NOT_COMPARABLE
+        raise
+
+
+gate_app = typer.Typer(
+    cls=_JudgeByDefault,
+    help="goldgate gate BASELINE CANDIDATE --policy FILE: a verdict on two files of outcomes. Exits 0 to promote, "
+    "1 to reject, 2 if inconclusive, 3 on bad input. `goldgate gate judge --help` lists its options.",
+    no_args_is_help=True,
+)
+app.add_typer(gate_app, name="gate")
+override_app = typer.Typer(
+    help="What a person decides without a verdict, or against one; kept and shown under their name.",
+    no_args_is_help=True,
+)
+app.add_typer(override_app, name="override")
 
 console = Console()
 errors = Console(stderr=True)
@@ -44,7 +89,18 @@ Overrides = Annotated[
     list[str] | None, typer.Option("--set", help="key.path=value: wins over the file. May be given many times.")
 ]
 StoreOption = Annotated[str | None, typer.Option("--store", help="Where artefacts are kept.", envvar="GOLDGATE_STORE")]
+Baseline = Annotated[
+    Path,
+    typer.Argument(
+        help="What runs today: an evaluation folder, JSONL, CSV, Parquet, or a harness's log.", show_default=False
+    ),
+]
+PolicyFile = Annotated[
+    Path, typer.Option("--policy", help="YAML: a policy, or a configuration that holds one.", show_default=False)
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+By = Annotated[str, typer.Option("--by", help="Who decides this.", show_default=False)]
+Reason = Annotated[str, typer.Option("--reason", help="Why, in a sentence for whoever asks later.", show_default=False)]
 
 
 @app.command()
@@ -52,7 +108,7 @@ def run(
     config: Config,
     overrides: Overrides = None,
     require_promote: Annotated[
-        bool, typer.Option("--require-promote", help="Exit 3 unless the verdict is PROMOTE.")
+        bool, typer.Option("--require-promote", help="Exit 3 unless the candidate is promoted.")
     ] = False,
 ) -> None:
     """Train a candidate, compare it on the golden set, and register it only if it is shown to be better."""
@@ -61,7 +117,7 @@ def run(
     from flows.retrain import retrain
     from goldgate.summary import print_result
     from goldgate.terminal import TerminalDisplay
-    from tasks.contracts.references import Outcome, RunResult
+    from tasks.contracts.references import RunResult
     from tasks.runtime import display
 
     console.print(f"[bold]{spec.name}[/]: {spec.task.instruction}", highlight=False)
@@ -75,7 +131,7 @@ def run(
     if not isinstance(result, RunResult):
         raise TypeError(f"the flow handed back a {type(result).__name__}, not a RunResult")
     print_result(console, spec, result, reused=shown.reused)
-    if require_promote and result.verdict.outcome is not Outcome.PROMOTE:
+    if require_promote and not result.release.promoted:
         raise typer.Exit(EXIT_NOT_PROMOTED)
 
 
@@ -104,6 +160,9 @@ def evaluate(
     prompt: Annotated[
         PromptKind, typer.Option(help="tuned: the bare instruction. base: with the answers spelled out.")
     ] = PromptKind.TUNED,
+    again: Annotated[
+        int, typer.Option(help="Number of a repetition, to see how much answers differ from run to run.", min=0)
+    ] = 0,
     store: StoreOption = None,
 ) -> None:
     """Score any model on a golden set; no verdict. The folder with its outcomes is printed last."""
@@ -130,34 +189,110 @@ def evaluate(
     with _ending_soon(), TerminalDisplay(console) as shown:
         token = display.set(shown)
         try:
-            result = flow(spec, _local_model(model), prompt)
+            result = flow(spec, _local_model(model), prompt, again)
         finally:
             display.reset(token)
     print_evaluation(console, result, open_store(spec.execution))
 
 
-@app.command()
-def gate(
-    baseline: Annotated[Path, typer.Argument(help="What runs today: an evaluation folder, JSONL, CSV or Parquet.")],
-    candidate: Annotated[Path, typer.Argument(help="What wants its place, on the same items.")],
-    policy: Annotated[Path, typer.Option("--policy", help="YAML: a policy, or a configuration that holds one.")],
+@gate_app.command("judge", hidden=True)
+def gate_judge(
+    baseline: Baseline,
+    candidate: Annotated[Path, typer.Argument(help="What wants its place, on the same items.", show_default=False)],
+    policy: PolicyFile,
+    suites: Annotated[
+        list[str] | None,
+        typer.Option("--suite", help="name=BASELINE,CANDIDATE: outcomes of a suite that guards ask about."),
+    ] = None,
+    ledger: Annotated[
+        str | None,
+        typer.Option(
+            "--ledger", envvar="GOLDGATE_LEDGER", help="File or database that counts the looks; none counts none."
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Give a verdict on two result files. Exits 0 to promote, 1 to reject, 2 if inconclusive, 3 on bad input."""
+    """Give a verdict on two files of outcomes."""
+    from goldgate.standalone import judge, print_json, suite_files
     from goldgate.summary import print_verdict
-    from tasks.contracts.references import Outcome
-    from tasks.gate.files import judge_files, read_policy
+    from tasks.gate.judge_files import outcome_code
 
-    try:
-        verdict = judge_files(baseline, candidate, read_policy(policy))
-    except GoldgateError as error:
-        _refuse(error)
-        raise typer.Exit(EXIT_NOT_COMPARABLE) from error
+    with _not_comparable():
+        verdict = judge(baseline, candidate, policy, suite_files(suites or []), ledger)
     if as_json:
-        print(verdict.model_dump_json(indent=2))
+        print_json(verdict)
     else:
         print_verdict(console, verdict)
-    raise typer.Exit({Outcome.PROMOTE: 0, Outcome.REJECT: 1, Outcome.INCONCLUSIVE: 2}[verdict.outcome])
+    raise typer.Exit(outcome_code(verdict.outcome))
+
+
+@gate_app.command("selftest")
+def gate_selftest(
+    baseline: Baseline,
+    again: Annotated[
+        Path | None,
+        typer.Argument(help="A second evaluation of the same model, for the engine's own noise.", show_default=False),
+    ] = None,
+    *,
+    policy: PolicyFile,
+    histories: Annotated[int | None, typer.Option(help="Made-up histories to judge; more take longer.", min=50)] = None,
+    looks: Annotated[int, typer.Option(help="Candidates in each history.", min=1, max=99)] = 10,
+    as_json: Json = False,
+) -> None:
+    """Judge a baseline against no-better versions of itself. Exits 0 if the policy may be armed, else 1."""
+    from goldgate.standalone import print_self_test, selftest
+
+    with _not_comparable():
+        result, armed = selftest(baseline, again, policy, histories, looks)
+    print_self_test(console, result, armed=armed, as_json=as_json)
+    if not armed:
+        raise typer.Exit(EXIT_ERROR)
+
+
+@ledger_app.command("show")
+def ledger_show(
+    wanted: Annotated[
+        str | None, typer.Argument(help="A task's name, or the start of a golden set's sha256.", show_default=False)
+    ] = None,
+    ledger: Annotated[
+        str | None, typer.Option("--ledger", envvar="GOLDGATE_LEDGER", help="File or database; else that of the store.")
+    ] = None,
+    store: StoreOption = None,
+    as_json: Json = False,
+) -> None:
+    """The looks at each golden set, what they spent of its error budget, and what people decided."""
+    from goldgate.ledger_view import print_ledger
+    from tasks.gate.ledger import Ledger, ledger_url
+
+    with Ledger.open(ledger or ledger_url(_execution(store)), create=False) as opened:
+        print_ledger(console, opened, wanted, as_json=as_json)
+
+
+@app.command()
+def approve(
+    folder: Annotated[str, typer.Argument(metavar="RUN_FOLDER", help="Folder of the run that waits.")],
+    by: By,
+    comment: Annotated[str, typer.Option("--comment", help="Why; it goes into the certificate.", show_default=False)],
+    decline: Annotated[bool, typer.Option("--decline", help="Say no.")] = False,
+) -> None:
+    """Answer a run whose policy asks a person: the candidate is promoted, or declined for good."""
+    from goldgate.overrides import answer, check_asks, check_same_candidate, open_run_folder
+
+    finished = open_run_folder(folder)
+    check_asks(finished)
+    check_same_candidate(finished)
+    _prepare_flow(finished.spec.execution)
+    from goldgate.summary import print_result
+    from goldgate.terminal import TerminalDisplay
+    from tasks.runtime import display
+
+    with _ending_soon(), TerminalDisplay(console) as shown:
+        token = display.set(shown)
+        try:
+            result = answer(finished, approve=not decline, by=by, comment=comment)
+        finally:
+            display.reset(token)
+    print_result(console, finished.spec, result, reused=shown.reused)
 
 
 @app.command()
@@ -199,6 +334,118 @@ def rollback(
 
     registered = roll_back(name, execution, reason)
     console.print(f"{name}: version {registered.version} is champion again.", highlight=False)
+
+
+@app.command()
+def verify(
+    model: Annotated[
+        str,
+        typer.Argument(
+            help="models:/<name>@<alias>, models:/<name>/<version>, or the folder of a certificate.", show_default=False
+        ),
+    ],
+    public_key: Annotated[
+        Path | None,
+        typer.Option(
+            help="PEM file of the key to trust; else GOLDGATE_PUBLIC_KEY, else the one beside the signing key."
+        ),
+    ] = None,
+    golden: Annotated[
+        Path | None, typer.Option(help="Folder of the golden set; else where it was when the certificate was made.")
+    ] = None,
+    store: StoreOption = None,
+    as_json: Json = False,
+) -> None:
+    """Check a model against its certificate: signature, files, outcomes, and the verdict, which is computed again.
+
+    Exits 0 if all holds; 1 if anything does not, or if there is no verdict to check (a baseline that a person set).
+    """
+    execution = _execution(store)
+    _prepare(execution)
+    from goldgate.verify import print_verification
+    from goldgate.verify import verify as check
+
+    found = check(model, execution, public_key=public_key, golden=golden)
+    if as_json:
+        print(found.model_dump_json(indent=2))
+    else:
+        print_verification(console, found)
+    if not found.holds:
+        raise typer.Exit(EXIT_ERROR)
+
+
+@override_app.command("baseline")
+def override_baseline(
+    config: Config,
+    model: Annotated[
+        str,
+        typer.Argument(help="A folder, hf:<repo>, gguf:<file>, or models:/<name>@<alias>.", show_default=False),
+    ],
+    by: By,
+    reason: Reason,
+    prompt: Annotated[
+        PromptKind | None,
+        typer.Option(
+            help="tuned: the bare instruction. base: with the answers spelled out. Else a registered model is asked as "
+            "it is registered, hf: and gguf: as base, a folder as tuned."
+        ),
+    ] = None,
+    overrides: Overrides = None,
+) -> None:
+    """Make a model champion without a verdict: the first baseline, or a new one in place of today's champion."""
+    spec = load_spec(config, overrides or [])
+    _prepare(spec.execution)
+    from goldgate.overrides import override_of, set_baseline
+    from goldgate.terminal import TerminalDisplay
+    from tasks.runtime import display
+
+    override = override_of(by, reason)
+    with TerminalDisplay(console) as shown:
+        token = display.set(shown)
+        try:
+            result = set_baseline(spec, model, override, prompt)
+        finally:
+            display.reset(token)
+    registered = result.registered
+    console.print(
+        f"{registered.name}: version {registered.version} is champion, {result.release.sentence()}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    if registered.previous_version is not None:
+        console.print(f"Version {registered.previous_version} is kept as `previous`.", highlight=False)
+
+
+@override_app.command("promote")
+def override_promote(
+    folder: Annotated[
+        str, typer.Argument(metavar="RUN_FOLDER", help="Folder of the finished run.", show_default=False)
+    ],
+    by: By,
+    reason: Reason,
+) -> None:
+    """Promote the candidate of a finished run against its verdict."""
+    from goldgate.overrides import check_same_candidate, force_promotion, open_run_folder, override_of
+
+    override = override_of(by, reason)
+    finished = open_run_folder(folder)
+    check_same_candidate(finished)
+    _prepare_flow(finished.spec.execution)
+    from goldgate.summary import print_result
+    from goldgate.terminal import TerminalDisplay
+    from tasks.runtime import display
+
+    console.print(
+        f"[bold]{finished.spec.name}[/]: promoting {escape(finished.label)} against its verdict, which was "
+        f"{finished.verdict.upper()}",
+        highlight=False, soft_wrap=True,
+    )  # fmt: skip
+    with _ending_soon(), TerminalDisplay(console) as shown:
+        token = display.set(shown)
+        try:
+            result = force_promotion(finished, override)
+        finally:
+            display.reset(token)
+    print_result(console, finished.spec, result, reused=shown.reused)
 
 
 def main() -> None:
@@ -244,6 +491,16 @@ def _refusals() -> Iterator[None]:
         if ended.code == EXIT_INTERRUPTED:  # this is how typer ends a Ctrl-C
             errors.print(INTERRUPTED, highlight=False)
         raise
+
+
+@contextmanager
+def _not_comparable() -> Iterator[None]:
+    """Refusals of the gate have an exit code of their own: 1 and 2 are verdicts."""
+    try:
+        yield
+    except GoldgateError as error:
+        _refuse(error)
+        raise typer.Exit(EXIT_NOT_COMPARABLE) from error
 
 
 def _refuse(error: GoldgateError) -> None:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from goldgate.config import load_spec
-from tasks.contracts.spec import EvaluationSpec
 
 
 def load(config: str, train_deployment: str | None = "train/gpu") -> dict[str, Any]:
@@ -23,8 +22,7 @@ def load(config: str, train_deployment: str | None = "train/gpu") -> dict[str, A
     """
     spec = load_spec(Path(config))
     execution = spec.execution.model_copy(update={"train_deployment": train_deployment})
-    evaluation = EvaluationSpec(**{name: getattr(spec, name) for name in EvaluationSpec.model_fields})
     return {
         "spec": spec.model_copy(update={"execution": execution}).model_dump(mode="json"),
-        "evaluation": evaluation.model_dump(mode="json"),
+        "evaluation": spec.evaluation().model_dump(mode="json"),
     }

@@ -42,10 +42,15 @@ def open_store(execution: ExecutionSpec) -> Store:
     return Store(execution.store)
 
 
+def say(step: str, text: str) -> None:
+    """Log what a step is about, on the run's page."""
+    with suppress(MissingContextError):  # a task function can be called outside a run
+        get_run_logger().info("%s: %s", step, text)
+
+
 def say_done(step: str, summary: str, *, reused: bool) -> None:
     """Log how a step ended, on the run's page and in the terminal."""
-    with suppress(MissingContextError):  # a task function can be called outside a run
-        get_run_logger().info("%s: %s%s", step, summary, " (reused)" if reused else "")
+    say(step, f"{summary} (reused)" if reused else summary)
     shown = display.get()
     if shown is not None:
         shown.finish(step, summary, reused=reused)

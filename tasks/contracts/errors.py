@@ -54,6 +54,20 @@ class NotComparableError(GoldgateError):
     """Two evaluations were made under different conditions, so no verdict can be given."""
 
 
+class LeakageError(GoldgateError):
+    """Nothing shows that the golden set is absent from what the candidate was trained on, or something shows that it
+    is there.
+    """
+
+
+class LedgerError(GoldgateError):
+    """The ledger of looks cannot be read or written, or the golden set's error budget is spent."""
+
+
+class CertificateError(GoldgateError):
+    """A certificate is missing, was altered, or does not cover this model."""
+
+
 class RegistryError(GoldgateError):
     """The model registry refused, or a verdict does not cover the artefact."""
 

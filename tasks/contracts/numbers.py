@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from datetime import UTC, datetime
 from decimal import ROUND_HALF_UP, Decimal
 
-_METRICS = {"exact_match": "Exact match", "valid_output": "Valid output", "macro_f1": "Macro-F1"}
+_METRICS = {
+    "exact_match": "Exact match",
+    "valid_output": "Valid output",
+    "macro_f1": "Macro-F1",
+    "latency_ms": "Latency",
+}
 
 
 def metric_name(metric: str) -> str:
@@ -12,6 +19,25 @@ def metric_name(metric: str) -> str:
     if metric.startswith("field:"):
         return f"Field: {metric.removeprefix('field:')}"
     return _METRICS.get(metric, metric.replace("_", " ").capitalize())
+
+
+def place(slice: str | None, suite: str | None) -> str:
+    """Which items a number is about: "slice phone", "suite arithmetic", or "" for the whole golden set."""
+    if suite is not None:
+        return f"suite {suite}"
+    return "" if slice is None else f"slice {slice}"
+
+
+def subject(metric: str, slice: str | None = None, suite: str | None = None) -> str:
+    """A metric and which items it is about: "Exact match", "Exact match, slice phone"."""
+    where = place(slice, suite)
+    return f"{metric_name(metric)}, {where}" if where else metric_name(metric)
+
+
+def items(n: int, groups: int) -> str:
+    """How much a number rests on: "300 items", "300 items in 120 groups"."""
+    counted = f"{n:,} item{'' if n == 1 else 's'}"
+    return counted if groups >= n else f"{counted} in {groups:,} group{'' if groups == 1 else 's'}"
 
 
 def percent(share: float) -> str:
@@ -25,11 +51,31 @@ def points(difference: float) -> str:
     return "0.0" if tenths == 0 else f"{tenths:+}".replace("-", "−")
 
 
+def ratio(value: float) -> str:
+    """Candidate over baseline: `0.8` is "0.80 ×", `0.0123` is "0.012 ×"."""
+    if not math.isfinite(value):
+        return "∞ ×"
+    return f"{value:.3f} ×" if 0 < value < 0.1 else f"{value:.2f} ×"
+
+
+def level(share: float) -> str:
+    """An error level, to three digits: `0.05` is "5 %", `0.018512` is "1.85 %"."""
+    if 0 < share < 1e-5:
+        return "below 0.001 %"
+    return f"{100 * share:.3g} %"
+
+
 def p_words(p_value: float) -> str:
     """A p-value: "p = 0.031", "p < 0.0001"."""
     if p_value < 0.0001:
         return "p < 0.0001"
     return f"p = {p_value:.4f}" if p_value < 0.01 else f"p = {p_value:.3f}"
+
+
+def moment(at: datetime) -> str:
+    """A time: "22 November 2026, 14:57 UTC". One without a zone is taken as UTC."""
+    utc = at.astimezone(UTC) if at.tzinfo else at
+    return f"{utc.day} {utc:%B %Y, %H:%M} UTC"
 
 
 def _tenths(share: float) -> Decimal:

@@ -5,11 +5,12 @@ A stage takes the reference type of the stage before it and no other, so the ord
 
 from __future__ import annotations
 
+from datetime import datetime
 from enum import StrEnum
 from typing import Literal
 
 from tasks.contracts.prompt import Decoding, Prompt
-from tasks.contracts.spec import ExecutionSpec, Frozen, Guard, Policy, RetrainSpec, TaskSpec, TrainSpec
+from tasks.contracts.spec import ExecutionSpec, Frozen, Guard, Policy, RetrainSpec, TaskSpec, TrainSpec, knob
 
 
 class ArtefactRef(Frozen):
@@ -43,7 +44,7 @@ class RawDatasetRef(ArtefactRef):
 class ValidDatasetRef(ArtefactRef):
     """Rows that met every expectation (`rows.jsonl`), the others with their reasons (`quarantine.jsonl`).
 
-    `data_docs` is the address of the index page of the Data Docs site.
+    `data_docs` is the address of the page of the Data Docs that holds the result, in a folder of its own.
     """
 
     kind: Literal["valid"] = "valid"
@@ -61,13 +62,49 @@ class GoldenSetRef(Frozen):
     items: int
 
 
+class SuiteRef(Frozen):
+    """A frozen set of a task of its own, that guards ask about by `name`."""
+
+    kind: Literal["suite"] = "suite"
+    name: str
+    task: TaskSpec
+    frozen: GoldenSetRef
+
+
 class SplitsRef(ArtefactRef):
-    """`train.jsonl` and `dev.jsonl`, `removed.jsonl` (row, reason) and `report.json` (a funnel of counts)."""
+    """`train.jsonl` and `dev.jsonl`, `removed.jsonl` (row, reason), `report.json` (a funnel of counts) and
+    `contamination.json`: that no golden item is in the splits, looked up in the splits themselves.
+    """
 
     kind: Literal["splits"] = "splits"
     train_rows: int
     dev_rows: int
     removed: dict[str, int]
+
+
+CONTAMINATION_FILE = "contamination.json"
+
+
+class ContaminationReport(Frozen):
+    """What of the golden set is in the splits (`contamination.json`).
+
+    Attributes:
+        golden_digest: the golden set that was looked for.
+        golden_items: how many items it has.
+        rows: how many rows of train and dev were looked through.
+        near_duplicate: Jaccard similarity of word 3-shingles from which a row counts as a near-duplicate.
+        ngram_words: length of the runs of words that were looked for.
+        measures: the ways in which a row could be a golden item, each of which was tried on each row.
+        found: rows found by each measure; empty when it is clean.
+    """
+
+    golden_digest: str
+    golden_items: int
+    rows: int
+    near_duplicate: float
+    ngram_words: int
+    measures: tuple[str, ...]
+    found: dict[str, int]
 
 
 class BaseModelRef(ArtefactRef):
@@ -183,6 +220,8 @@ class ItemOutcome(Frozen):
         scores: per metric a number in [0, 1]; `exact_match` and `valid_output` are always there.
         confidence: probability of the answer under the decoding used, in [0, 1]; None where the engine has none.
         latency_ms: time of the request; batched engines give the batch's time divided by its items.
+        group: items that belong together share it; the gate resamples them together.
+        cost: money for this answer, in any one currency; None where nothing says.
     """
 
     id: str
@@ -196,6 +235,7 @@ class ItemOutcome(Frozen):
     confidence: float | None = None
     group: str | None = None
     slice: str | None = None
+    cost: float | None = None
 
 
 class ClassScore(Frozen):
@@ -232,13 +272,15 @@ class Outcome(StrEnum):
 
 
 class MetricComparison(Frozen):
-    """One metric of both models on the same items.
+    """One metric of both models on the same items, of the whole set, of a slice of it, or of a suite.
 
     `low` and `high` bound the difference (candidate minus baseline) at `confidence`; `baseline_low` .. `candidate_high`
     bound the two values alone. `method` names how the difference was bounded.
     """
 
     metric: str
+    slice: str | None = None
+    suite: str | None = None
     baseline: float
     baseline_low: float
     baseline_high: float
@@ -253,30 +295,145 @@ class MetricComparison(Frozen):
     n: int
 
 
+class Ask(StrEnum):
+    """What a requirement asks of a candidate."""
+
+    SUPERIOR = "superior"
+    NON_INFERIOR = "non_inferior"
+    FLOOR = "floor"
+    RATIO = "ratio"
+
+
+class Status(StrEnum):
+    """What the outcomes say of a requirement."""
+
+    SHOWN = "shown"
+    FAILED = "failed"
+    OPEN = "open"
+
+
+class Requirement(Frozen):
+    """One thing that the policy asks, and what the outcomes say of it.
+
+    `estimate`, `low` and `high` are a difference (superior, non_inferior), the candidate's value (floor), or candidate
+    over baseline (ratio). The requirement is shown if the whole interval lies on the right side of `limit` (above it;
+    for a ratio below it), failed if it lies on the other side, and open otherwise.
+
+    Attributes:
+        level: one-sided error level of the end that shows it.
+        fail_level: one-sided error level of the end that fails it; for guards it is shared over them by Holm.
+        p_value: one-sided, of "not met"; below `level` when it is shown.
+        method: how it was bounded and tested.
+        n: items that it rests on.
+        groups: groups that they form, each counted as one draw; equals `n` where items stand alone.
+        decides: it is about the deciding metric (or the saving), and no guard.
+    """
+
+    ask: Ask
+    metric: str
+    slice: str | None = None
+    suite: str | None = None
+    limit: float
+    estimate: float
+    low: float
+    high: float
+    level: float
+    fail_level: float
+    p_value: float
+    status: Status
+    method: str
+    n: int
+    groups: int
+    decides: bool
+
+
+class Look(Frozen):
+    """One look of one candidate at a golden set, as the ledger numbers it.
+
+    Attributes:
+        page: what the look was at: sha256 of the golden set.
+        number: 1 for the first look at this page; None where no ledger was kept.
+        level: error level that this look may spend.
+        spent: what all looks so far have spent, this one included.
+        budget: what the page may spend in all (`policy.alpha`).
+        promotions: how many earlier looks at this page promoted.
+        repeated: the same candidate was judged against the same baseline before; this is no new look.
+        first_outcome: what was said then; None for a new look.
+        same_answers: the answers are those of then; True for a new look.
+    """
+
+    page: str
+    number: int | None
+    level: float
+    spent: float
+    budget: float
+    promotions: int = 0
+    repeated: bool = False
+    first_outcome: Outcome | None = None
+    same_answers: bool = True
+
+
+class SelfTest(Frozen):
+    """The gate on a baseline against no-better versions of itself: how often it would have promoted one.
+
+    Attributes:
+        histories: how many made-up histories were judged.
+        looks: candidates in each history.
+        promotions: histories with a promotion, each of them false.
+        rejections: histories whose every candidate was rejected or open, with at least one rejection.
+        rate: promotions over histories.
+        low: lower end of its exact 99 % interval; above `alpha` the policy cannot be armed.
+        high: upper end of the same interval.
+        alpha: what the policy promises.
+        noise: where the differences came from ("resampled", "two evaluations").
+    """
+
+    histories: int
+    looks: int
+    promotions: int
+    rejections: int
+    rate: float
+    low: float
+    high: float
+    alpha: float
+    noise: str
+
+
 class Verdict(Frozen):
     """What the gate decided, with everything that is needed to doubt it.
 
     Attributes:
         reasons: sentences a person can read, the deciding one first.
-        wins: items that only the candidate has right.
-        losses: items that only the baseline has right.
-        p_value: of the one-sided exact test of "no better", on the primary metric.
+        requirements: everything that was asked, the deciding ones first.
+        wins: items on which the candidate scores higher on the deciding metric.
+        losses: items on which the baseline does.
+        groups: groups that the items form; equals `n` where items stand alone.
+        p_value: one-sided, of "not met", of the deciding requirement.
+        smallest_effect: the smallest true difference that these items show with 80 % power; None if there is none.
         items_to_settle: about how many items in all would settle it; None unless inconclusive.
-        looks: how many different candidates this golden set has judged in this store, this one included.
-        digests: sha256 of `data`, `golden_set`, `candidate`, `baseline`, `candidate_outcomes`, `baseline_outcomes`.
+        look: which look at the golden set this was, and what it may spend.
+        self_test: how the policy did on a baseline against itself; None where it was not asked.
+        withheld: the ladder is in force: numbers are not to be shown to whoever makes candidates.
+        digests: sha256 of `data`, `golden_set`, `candidate`, `baseline`, `candidate_outcomes`, `baseline_outcomes`, and
+            of `contamination`, the report that says that no golden item is in the training data.
     """
 
     outcome: Outcome
     reasons: tuple[str, ...]
     policy: Policy
+    requirements: tuple[Requirement, ...]
     metrics: tuple[MetricComparison, ...]
     p_value: float
     wins: int
     losses: int
     ties: int
     n: int
+    groups: int
+    smallest_effect: float | None
     items_to_settle: int | None
-    looks: int
+    look: Look
+    self_test: SelfTest | None
+    withheld: bool
     candidate: SystemUnderTest
     baseline: SystemUnderTest
     digests: dict[str, str]
@@ -287,6 +444,55 @@ class VerdictRef(ArtefactRef):
 
     kind: Literal["verdict"] = "verdict"
     verdict: Verdict
+
+
+class Approval(Frozen):
+    """A person's answer to "may this candidate be promoted?"; good for the candidate with this digest alone."""
+
+    approve: bool = knob(0, "Whether the candidate may be promoted.")
+    by: str = knob(1, "Who decides this.", min_length=1, max_length=200)
+    comment: str = knob(2, "Why; it goes into the certificate.", min_length=1, max_length=2000)
+    candidate: str = knob(
+        3, "sha256 of the candidate that is meant; another one is refused.", pattern=r"^[0-9a-f]{64}$"
+    )
+
+
+class ReleaseKind(StrEnum):
+    """Why a candidate goes into the registry, or why not."""
+
+    BY_VERDICT = "by_verdict"  # PROMOTE, and the policy asks nobody
+    APPROVED = "approved"  # PROMOTE, and a person agreed
+    FORCED = "forced"  # the verdict is not PROMOTE, and a person overrode it
+    DECLINED = "declined"  # PROMOTE, and a person said no
+    AWAITING = "awaiting"  # PROMOTE, and nobody has answered yet
+    NOT_PROMOTED = "not_promoted"  # the verdict is not PROMOTE
+
+
+class Release(Frozen):
+    """What follows from a verdict, with the person's word where one was asked or given.
+
+    `by` and `reason` are that person's name and comment; `at` is when it was decided. All are None where no person was.
+    """
+
+    kind: ReleaseKind
+    by: str | None = None
+    reason: str | None = None
+    at: datetime | None = None
+
+    @property
+    def promoted(self) -> bool:
+        """Whether the candidate goes into the registry."""
+        return self.kind in (ReleaseKind.BY_VERDICT, ReleaseKind.APPROVED, ReleaseKind.FORCED)
+
+
+class CertificateRef(ArtefactRef):
+    """A signed statement about a promotion (`certificate.json`, a DSSE envelope) and all that it rests on (`evidence/`:
+    the verdict and both models' outcomes).
+    """
+
+    kind: Literal["certificate"] = "certificate"
+    key_id: str
+    release: Release
 
 
 class RegisteredModelRef(Frozen):
@@ -305,5 +511,6 @@ class RunResult(Frozen):
 
     name: str
     verdict: Verdict
+    release: Release
     folder: str
     registered: RegisteredModelRef | None

@@ -39,6 +39,9 @@ def knob(position: int, description: str, **constraints: Any) -> Any:
     return Field(description=text, json_schema_extra={"position": position}, **constraints)
 
 
+MACRO_F1 = "macro_f1"  # the metric that is no mean over items
+
+
 class TaskKind(StrEnum):
     """What kind of answer the model gives."""
 
@@ -72,11 +75,30 @@ class Guard(StrEnum):
     LEARNING_RATE = "learning_rate"
 
 
-class Metric(StrEnum):
-    """A metric that a gate can decide on: the mean of a 0/1 outcome per item."""
+class Objective(StrEnum):
+    """What a candidate has to show on the deciding metric."""
 
-    EXACT_MATCH = "exact_match"
-    VALID_OUTPUT = "valid_output"
+    SUPERIOR = "superior"
+    NON_INFERIOR = "non_inferior"
+    NON_INFERIOR_AND_CHEAPER = "non_inferior_and_cheaper"
+
+
+class Expense(StrEnum):
+    """What an answer costs, per item: a quantity whose mean a candidate may have to keep low."""
+
+    LATENCY = "latency_ms"
+    COST = "cost"
+    PROMPT_TOKENS = "prompt_tokens"
+    OUTPUT_TOKENS = "output_tokens"
+
+
+class LookPolicy(StrEnum):
+    """How the error level `alpha` is shared over the candidates that one golden set judges (see `tasks.gate.looks`)."""
+
+    ALPHA_SPENDING = "alpha_spending"
+    BONFERRONI = "bonferroni"
+    LADDER = "ladder"
+    OFF = "off"
 
 
 class TaskSpec(Frozen):
@@ -104,6 +126,18 @@ class TaskSpec(Frozen):
         if self.kind is not TaskKind.EXTRACT and self.json_schema is not None:
             raise ValueError(f"json_schema is for extract tasks, this one is {self.kind.value}")
         return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics that answers to this task have."""
+        match self.kind:
+            case TaskKind.CLASSIFY:
+                return ("exact_match", "valid_output", MACRO_F1)
+            case TaskKind.EXTRACT:
+                fields = tuple(f"field:{name}" for name in (self.json_schema or {}).get("properties", {}))
+                return ("exact_match", "valid_output", *fields, *(("field_match",) if fields else ()))
+            case TaskKind.CHAT:
+                return ("exact_match", "valid_output")
 
 
 class DataSpec(Frozen):
@@ -218,13 +252,132 @@ class EvaluateSpec(Frozen):
     )
 
 
+EVERY_SLICE = "*"
+_METRIC_NAME = r"^[A-Za-z0-9_][A-Za-z0-9_.:/ -]{0,99}$"
+
+
+class MetricGuard(Frozen):
+    """Something that a candidate must not make worse, or must reach, whatever the deciding metric says."""
+
+    metric: str = knob(0, "The metric that is guarded.", default="exact_match", pattern=_METRIC_NAME)
+    slice: str | None = knob(
+        1, "A slice of the golden set; * is each of them; none is the whole set.", default=None, min_length=1
+    )
+    suite: str | None = knob(
+        2, "A suite of its own (see `suites`), such as what must not be forgotten.", default=None, min_length=1
+    )
+    margin: float | None = knob(
+        3,
+        "By how much the candidate may be worse; this much must be shown not to be lost.",
+        default=None,
+        gt=0.0,
+        lt=1.0,
+    )
+    floor: float | None = knob(4, "What the candidate must be shown to reach.", default=None, gt=0.0, lt=1.0)
+
+    @model_validator(mode="after")
+    def _asks_something(self) -> Self:
+        if self.margin is None and self.floor is None:
+            raise ValueError("a guard needs a margin or a floor")
+        if self.slice is not None and self.suite is not None:
+            raise ValueError("a guard is about a slice of the golden set or about a suite, not both")
+        return self
+
+
 class Policy(Frozen):
     """What the gate asks of a candidate."""
 
-    metric: Metric = knob(0, "The metric that decides.", default=Metric.EXACT_MATCH)
-    alpha: float = knob(1, "Chance of promoting a candidate that is no better.", default=0.05, gt=0.0, le=0.5)
+    metric: str = knob(
+        0,
+        "The metric that decides: exact_match, valid_output, macro_f1, field_match, field:<name>, or one of your own.",
+        default="exact_match",
+        pattern=_METRIC_NAME,
+    )
+    alpha: float = knob(
+        1,
+        "Chance of promoting a candidate that is no better, over all looks at a golden set.",
+        default=0.05,
+        gt=0.0,
+        le=0.5,
+    )
     min_improvement: float = knob(
         2, "By how much the candidate must be better, in units of the metric.", default=0.0, ge=0.0, lt=1.0
+    )
+    objective: Objective = knob(
+        3,
+        "superior: better on the metric. non_inferior: not worse by `margin`. non_inferior_and_cheaper: not worse by "
+        "`margin`, and cheaper by `min_saving`.",
+        default=Objective.SUPERIOR,
+    )
+    margin: float = knob(
+        4, "Loss on the metric that counts as not worse (not for the objective superior).", default=0.02, gt=0.0, lt=1.0
+    )
+    min_saving: float = knob(
+        5, "Share of the expense to be saved (non_inferior_and_cheaper only).", default=0.2, gt=0.0, lt=1.0
+    )
+    saving_in: Expense = knob(6, "The expense to be saved (non_inferior_and_cheaper only).", default=Expense.LATENCY)
+    guards: tuple[MetricGuard, ...] = knob(7, "What else must not get worse, or must be reached.", default=())
+    max_latency_ratio: float | None = knob(
+        8, "Latency of the candidate over that of the baseline, at most.", default=None, gt=0.0
+    )
+    max_cost_ratio: float | None = knob(
+        9, "Cost of the candidate over that of the baseline, at most.", default=None, gt=0.0
+    )
+    looks: LookPolicy = knob(
+        10,
+        "How alpha is shared over the candidates that a golden set judges: alpha_spending (any number of looks), "
+        "bonferroni (`declared_looks` alike), ladder (for people who tune against the verdicts), off.",
+        default=LookPolicy.ALPHA_SPENDING,
+    )
+    declared_looks: int | None = knob(
+        11, "How many looks there will be (bonferroni only).", default=None, ge=1, le=10_000
+    )
+    ladder_step: float = knob(
+        12, "Smallest improvement that the ladder lets out (ladder only).", default=0.01, gt=0.0, lt=1.0
+    )
+    approval_hours: float | None = knob(
+        13,
+        "Ask a person before a promotion, and wait this many hours for the answer; none does not ask.",
+        default=None,
+        gt=0.0,
+        le=24 * 30,
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.objective is not Objective.SUPERIOR and self.min_improvement:
+            raise ValueError(f"min_improvement is for the objective superior; {self.objective.value} has margin")
+        if (self.looks is LookPolicy.BONFERRONI) != (self.declared_looks is not None):
+            raise ValueError("declared_looks goes with looks: bonferroni, and bonferroni needs it")
+        asked = [guard.model_dump_json(include={"metric", "slice", "suite"}) for guard in self.guards]
+        if len(set(asked)) != len(asked):
+            raise ValueError("two guards are about the same metric of the same slice or suite")
+        return self
+
+
+class SuiteSpec(Frozen):
+    """A frozen set beside the golden set, of another task perhaps, that guards can ask about."""
+
+    name: str = knob(0, "What guards call it.", pattern=r"^[a-z][a-z0-9_-]{0,62}$")
+    path: str = knob(1, "Folder of the frozen set.", min_length=1)
+    digest: str | None = knob(
+        2,
+        "sha256 that it must have; none trusts the digest kept in its folder.",
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
+    )
+
+
+class Override(Frozen):
+    """A person's word in place of a verdict's, or on top of it; kept in ledger, registry and report."""
+
+    by: str = knob(0, "Who decides this.", min_length=1, max_length=200)
+    reason: str = knob(1, "Why; read by whoever asks later.", min_length=10, max_length=2000)
+    candidate: str | None = knob(
+        2,
+        "sha256 of the candidate that is meant; another one is refused. None means whichever the run makes.",
+        default=None,
+        pattern=r"^[0-9a-f]{64}$",
     )
 
 
@@ -253,6 +406,12 @@ class ExecutionSpec(Frozen):
         default=None,
         pattern=r"^[^/]+/[^/]+$",
     )
+    ledger: str | None = knob(
+        3,
+        "Database of the ledger of looks, without a password; none is the environment's GOLDGATE_LEDGER, else SQLite "
+        "in the store.",
+        default=None,
+    )
 
 
 def _model_uri(uri: str) -> str:
@@ -277,6 +436,9 @@ class EvaluationSpec(Frozen):
     golden: GoldenSpec = knob(2, "The golden set.")
     evaluate: EvaluateSpec = knob(3, "How models are asked.", default=EvaluateSpec())
     execution: ExecutionSpec = knob(4, "Where things run and are kept.", default_factory=ExecutionSpec)
+    withhold_scores: bool = knob(
+        5, "Keep the scores out of logs and MLflow (a policy with a ladder does).", default=False
+    )
 
 
 class RetrainSpec(Frozen):
@@ -297,10 +459,41 @@ class RetrainSpec(Frozen):
         min_length=1,
     )
     task: TaskSpec = knob(8, "The narrow task.")
-    execution: ExecutionSpec = knob(9, "Where things run and are kept.", default_factory=ExecutionSpec)
+    suites: tuple[SuiteSpec, ...] = knob(
+        9, "Frozen sets of other tasks that the policy's guards ask about.", default=()
+    )
+    execution: ExecutionSpec = knob(10, "Where things run and are kept.", default_factory=ExecutionSpec)
+
+    @model_validator(mode="after")
+    def _suites_are_known(self) -> Self:
+        names = [suite.name for suite in self.suites]
+        if len(set(names)) != len(names):
+            raise ValueError("two suites have the same name")
+        unknown = sorted({guard.suite for guard in self.policy.guards if guard.suite} - set(names))
+        if unknown:
+            raise ValueError(f"policy.guards asks about suites that are not in `suites`: {', '.join(unknown)}")
+        return self
+
+    @model_validator(mode="after")
+    def _policy_fits_task(self) -> Self:
+        asked = [self.policy.metric, *(guard.metric for guard in self.policy.guards if guard.suite is None)]
+        missing = [metric for metric in asked if metric not in self.task.metrics]
+        if missing:
+            raise ValueError(
+                f"policy asks for {', '.join(dict.fromkeys(missing))}, and this task has {', '.join(self.task.metrics)}"
+            )
+        cheaper = self.policy.objective is Objective.NON_INFERIOR_AND_CHEAPER
+        if self.policy.max_cost_ratio is not None or (cheaper and self.policy.saving_in is Expense.COST):
+            raise ValueError("policy limits cost, which no evaluation of a run has; use latency_ms or tokens")
+        return self
 
     def evaluation(self) -> EvaluationSpec:
         """The part that evaluating needs."""
         return EvaluationSpec(
-            name=self.name, task=self.task, golden=self.golden, evaluate=self.evaluate, execution=self.execution
+            name=self.name,
+            task=self.task,
+            golden=self.golden,
+            evaluate=self.evaluate,
+            execution=self.execution,
+            withhold_scores=self.policy.looks is LookPolicy.LADDER,
         )

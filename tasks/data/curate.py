@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from tasks.contracts.errors import DataError
 from tasks.contracts.progress import Progress, ProgressListener, ignore_progress
-from tasks.contracts.references import GoldenSetRef
+from tasks.contracts.references import CONTAMINATION_FILE, ContaminationReport, GoldenSetRef
 from tasks.contracts.rows import Row, read_rows, write_rows
 from tasks.contracts.spec import CurateSpec, Guard, TaskKind, TaskSpec
 from tasks.data.draw import Unit, content_hash, draw, make_units, quotas, stratum
@@ -74,7 +74,8 @@ def curate(
     folder: Path,
     listener: ProgressListener = ignore_progress,
 ) -> Curated:
-    """Write `train.jsonl`, `dev.jsonl`, `removed.jsonl` (`{"id", "line", "reason", "detail"}`) and `report.json`.
+    """Write `train.jsonl`, `dev.jsonl`, `removed.jsonl` (`{"id", "line", "reason", "detail"}`), `report.json` and
+    `contamination.json`.
 
     Rows leave in this order: rows that overlap the golden set (`golden_…`), contradictions, exact and near-duplicates
     (see `find_duplicates`), and rows over `spec.max_train_rows`. Dev has `spec.dev_share` of the rows that are kept, by
@@ -90,7 +91,8 @@ def curate(
         profiles.append(profile)
         if len(profiles) % _REPORT_EVERY == 0:
             listener(Progress(len(profiles), len(rows), "rows", "shingles"))
-    free, removed = _without_golden(rows, profiles, list(read_rows(Path(golden.path) / ITEMS)), spec.near_duplicate)
+    golden_index = _index_golden(list(read_rows(Path(golden.path) / ITEMS)), spec.near_duplicate)
+    free, removed = _without_golden(rows, profiles, golden_index)
     duplicates = find_duplicates(
         [rows[index] for index in free], [profiles[index] for index in free], task, spec.near_duplicate
     )
@@ -144,6 +146,8 @@ def curate(
         },
     }
     (folder / REPORT).write_text(json.dumps(report, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+    contamination = _look_for_golden([*train, *dev], golden_index, golden, spec)
+    (folder / CONTAMINATION_FILE).write_text(contamination.model_dump_json(indent=2) + "\n", encoding="utf-8")
     listener(Progress(len(rows), len(rows), "rows"))
     return Curated(len(train), len(dev), by_reason)
 
@@ -182,10 +186,9 @@ def _index_golden(items: list[Row], threshold: float) -> _GoldenIndex:
 
 
 def _without_golden(
-    rows: Sequence[Row], profiles: Sequence[Profile], items: list[Row], threshold: float
+    rows: Sequence[Row], profiles: Sequence[Profile], index: _GoldenIndex
 ) -> tuple[list[int], list[Removed]]:
     """Indices of the rows that share nothing with the golden set, and the others with what they share."""
-    index = _index_golden(items, threshold)
     free: list[int] = []
     removed: list[Removed] = []
     for number, (row, profile) in enumerate(zip(rows, profiles, strict=True)):
@@ -195,6 +198,23 @@ def _without_golden(
         else:
             removed.append(Removed(number, *overlap))
     return free, removed
+
+
+def _look_for_golden(
+    rows: Sequence[Row], index: _GoldenIndex, golden: GoldenSetRef, spec: CurateSpec
+) -> ContaminationReport:
+    """Look through the rows that training will see, as if nothing had been removed before."""
+    profiles = profile_texts(row.text for row in rows)
+    overlaps = [_overlap(row, profile, index) for row, profile in zip(rows, profiles, strict=True)]
+    return ContaminationReport(
+        golden_digest=golden.digest,
+        golden_items=golden.items,
+        rows=len(rows),
+        near_duplicate=spec.near_duplicate,
+        ngram_words=NGRAM_WORDS,
+        measures=tuple(reason for reason in _REASONS if reason.startswith("golden_")),
+        found=dict(Counter(overlap[0] for overlap in overlaps if overlap is not None)),
+    )
 
 
 def _overlap(row: Row, profile: Profile, golden: _GoldenIndex) -> tuple[str, str] | None:

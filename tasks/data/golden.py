@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from pydantic import ValidationError
 
-from tasks.contracts.errors import GoldenSetError, StoreError
+from tasks.contracts.errors import GoldenSetError, SpecError, StoreError
+from tasks.contracts.parse import problems
 from tasks.contracts.progress import Progress, ProgressListener, ignore_progress
-from tasks.contracts.references import GoldenSetRef
+from tasks.contracts.references import GoldenSetRef, SuiteRef
 from tasks.contracts.rows import Row, read_rows, write_rows
-from tasks.contracts.spec import EvaluationSpec, RetrainSpec, TaskKind, TaskSpec
+from tasks.contracts.spec import EvaluationSpec, GoldenSpec, RetrainSpec, SuiteSpec, TaskKind, TaskSpec
 from tasks.data.draw import content_hash, draw, make_units, quotas, stratum
 from tasks.data.duplicates import find_duplicates
 from tasks.data.ingest import ROWS, digest_source, ingest
@@ -171,6 +173,33 @@ def open_golden(spec: EvaluationSpec) -> GoldenSetRef:
     return GoldenSetRef(path=str(folder.absolute()), digest=found, items=manifest["items"])
 
 
+def open_suite(suite: SuiteSpec, spec: RetrainSpec) -> SuiteRef:
+    """A frozen set of a task of its own, after a look at every byte of it; it describes its own task.
+
+    Raises:
+        GoldenSetError: it is not frozen, or was changed.
+        SpecError: a guard asks it for a metric that its task does not have.
+    """
+    name, task = read_task(Path(suite.path))
+    asked_for = [guard.metric for guard in spec.policy.guards if guard.suite == suite.name]
+    missing = [metric for metric in asked_for if metric not in task.metrics]
+    if missing:
+        raise SpecError(
+            f"policy.guards asks the suite {suite.name} for {', '.join(missing)}, and its task has "
+            f"{', '.join(task.metrics)}.",
+            where="policy.guards",
+            fix="ask for one of these",
+        )
+    asked = EvaluationSpec(
+        name=name,
+        task=task,
+        golden=GoldenSpec(path=suite.path, digest=suite.digest),
+        evaluate=spec.evaluate,
+        execution=spec.execution,
+    )
+    return SuiteRef(name=suite.name, task=task, frozen=open_golden(asked))
+
+
 def read_task(folder: Path) -> tuple[str, TaskSpec]:
     """Name and task that a golden set was frozen for.
 
@@ -178,7 +207,7 @@ def read_task(folder: Path) -> tuple[str, TaskSpec]:
         GoldenSetError: it is not frozen, or its manifest cannot be read.
     """
     manifest = _read_manifest(folder)
-    return str(manifest["name"]), TaskSpec.model_validate(manifest["task"])
+    return str(manifest["name"]), _task_of(manifest)
 
 
 def _read_manifest(folder: Path) -> dict[str, Any]:
@@ -187,6 +216,7 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         if not isinstance(manifest, dict) or not {"digest", "items", "name", "task"} <= manifest.keys():
             raise ValueError("it lacks digest, items, name or task")
+        _task_of(manifest)
     except FileNotFoundError as error:
         raise GoldenSetError(
             "The golden set is not frozen yet.", where=str(folder), fix="run `goldgate golden freeze CONFIG.yaml` once"
@@ -200,11 +230,18 @@ def _read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def _task_of(manifest: dict[str, Any]) -> TaskSpec:
+    try:
+        return TaskSpec.model_validate(manifest["task"])
+    except ValidationError as error:
+        raise ValueError("; ".join(f"task.{problem}" for problem in problems(TaskSpec, error))) from error
+
+
 def _check_fit(items: Iterable[Row], manifest: dict[str, Any], spec: EvaluationSpec, path: Path) -> None:
     """Whether the items can judge this task: their kind, their labels, their schema."""
     task = spec.task
     fix = "correct `task`, or freeze a golden set for the new task in a new folder"
-    frozen_for = TaskSpec.model_validate(manifest["task"])
+    frozen_for = _task_of(manifest)
     if frozen_for.kind is not task.kind:
         raise GoldenSetError(
             f"The golden set was frozen for a task of kind {frozen_for.kind.value}, this one is {task.kind.value}.",

@@ -8,15 +8,15 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.contracts.references import GoldenSetRef, RawDatasetRef, SplitsRef, ValidDatasetRef
+from tasks.contracts.references import GoldenSetRef, RawDatasetRef, SplitsRef, SuiteRef, ValidDatasetRef
 from tasks.contracts.spec import EvaluationSpec, RetrainSpec
 from tasks.runtime import open_store, progress_of, say_done
 from tasks.store import fingerprint
 
 # Each is raised when the step's code changes what it makes.
 _INGEST_VERSION = 1
-_VALIDATE_VERSION = 1
-_CURATE_VERSION = 1
+_VALIDATE_VERSION = 2
+_CURATE_VERSION = 2
 
 
 @task(name="open golden set", persist_result=False, cache_policy=NO_CACHE)
@@ -27,6 +27,18 @@ def open_golden_set(spec: EvaluationSpec) -> GoldenSetRef:
     golden = open_golden(spec)
     say_done("golden set", f"{golden.items:,} items, sha256 {golden.digest[:12]}", reused=False)
     return golden
+
+
+@task(name="open suites", persist_result=False, cache_policy=NO_CACHE)
+def open_suites(spec: RetrainSpec) -> tuple[SuiteRef, ...]:
+    """Check every byte of the frozen sets that guards ask about."""
+    from tasks.data.golden import open_suite
+
+    suites = tuple(open_suite(suite, spec) for suite in spec.suites)
+    if suites:
+        listed = ", ".join(f"{suite.name} ({suite.frozen.items:,} items)" for suite in suites)
+        say_done("suites", listed, reused=False)
+    return suites
 
 
 @task(name="ingest", persist_result=False, cache_policy=NO_CACHE)

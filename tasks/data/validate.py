@@ -21,6 +21,7 @@ from tasks.contracts.errors import DataError, SpecError
 from tasks.contracts.progress import Progress, ProgressListener, ignore_progress
 from tasks.contracts.rows import Message, Row, read_rows
 from tasks.contracts.spec import DataSpec, TaskKind, TaskSpec
+from tasks.data.docs import INDEX, write_page
 from tasks.data.draw import content_hash
 from tasks.data.ingest import ROWS, UNREADABLE
 from tasks.data.similar import normalise
@@ -85,8 +86,8 @@ def validate(
     """Part the rows of an ingested dataset into `rows.jsonl` and `quarantine.jsonl`.
 
     A line of the quarantine is `{"line", "id", "reasons", "record"}` with every reason. `suite.json`, `result.json`
-    and the site `data_docs/` lie beside them. When too many rows are bad the quarantine and the site are kept in the
-    folder that `keep` gives, since `folder` does not outlive the error.
+    and the site `data_docs/` (see `tasks.data.docs`) lie beside them. When too many rows are bad the quarantine and
+    the site are kept in the folder that `keep` gives, since `folder` does not outlive the error.
 
     Raises:
         DataError: the share of bad rows is over `data.max_invalid_share`, or no row is good.
@@ -103,6 +104,14 @@ def validate(
     _write_json(folder / "result.json", found.result)
     listener(Progress(2, 3, "steps", "quarantine"))
     counts = _part(raw, found.by_row, folder)
+    write_page(
+        folder / _DOCS,
+        found.result,
+        folder / QUARANTINE,
+        rows=counts.rows,
+        quarantined=counts.quarantined,
+        limit=data.max_invalid_share,
+    )
     total = counts.rows + counts.quarantined
     share = counts.quarantined / total
     if share > data.max_invalid_share or counts.rows == 0:
@@ -114,7 +123,7 @@ def validate(
             f"{counts.quarantined:,} of {total:,} rows are invalid ({share:.1%}), the limit is "
             f"{data.max_invalid_share:.1%}: {say_counts(counts.reasons)}.",
             where=f"{data.source}; each bad row with its reasons: {kept / QUARANTINE}; "
-            f"Data Docs: {kept / _DOCS / 'index.html'}",
+            f"Data Docs: {kept / _DOCS / INDEX}",
             fix="correct these rows in the source, or raise `data.max_invalid_share` if they may be left out",
         )
     listener(Progress(3, 3, "steps"))
@@ -240,7 +249,9 @@ def schema_check(task: TaskSpec) -> Callable[[str], str | None]:
 
 
 def run_suite(suite: Any, frame: pd.DataFrame, docs: Path | None = None) -> SuiteResult:
-    """Run a suite over a frame of facts, in an ephemeral context of its own; build the Data Docs in `docs`.
+    """Run a suite over a frame of facts, in an ephemeral context of its own.
+
+    `docs` is a folder for Great Expectations' own pages of Data Docs.
 
     Raises:
         DataError: an expectation could not be evaluated at all.
@@ -310,6 +321,8 @@ def run_suite(suite: Any, frame: pd.DataFrame, docs: Path | None = None) -> Suit
         for entry in outcome.result["unexpected_index_list"]:
             reason = Reason(code, template.format(value=_shown(entry[column])))
             by_row.setdefault(int(entry["row"]), []).append(reason)
+    if docs is not None:
+        shutil.rmtree(docs / "static", ignore_errors=True)  # 4 MB of fonts and pictures that its pages do not show
     plain = result.to_json_dict()
     plain["meta"].pop("active_batch_definition", None)
     return SuiteResult(by_row, of_set, plain, suite.to_json_dict())

@@ -9,9 +9,10 @@ from typing import NamedTuple
 from tasks.contracts.progress import Progress, ProgressListener
 from tasks.contracts.prompt import Decoding, Prompt, base_prompt
 from tasks.contracts.rows import Row
-from tasks.contracts.spec import Metric, TaskSpec
+from tasks.contracts.spec import TaskSpec
 from tasks.evaluation.engines import Engine
-from tasks.evaluation.score import score_answer
+from tasks.evaluation.evaluate import outcome_of
+from tasks.evaluation.score import metric_of
 from tasks.evaluation.shots import choose_shots
 
 
@@ -37,10 +38,10 @@ def score_prompts(
     items: int,
     task: TaskSpec,
     decoding: Decoding,
-    metric: Metric,
+    metric: str,
     listener: ProgressListener,
 ) -> list[PromptScore]:
-    """Ask the same dev rows through each prompt; the mean of `metric` over at most `items` rows, drawn by hash.
+    """Ask the same dev rows through each prompt; `metric` over at most `items` rows, drawn by hash.
 
     Raises:
         EvaluationError, ServiceError: as the engine.
@@ -53,11 +54,8 @@ def score_prompts(
             listener(Progress(before + progress.done, len(prompts) * len(rows), progress.unit, f"{shots}-shot"))
 
         answers = engine.answer(prompt, rows, decoding, heard)
-        scores = [
-            score_answer(task, row.target, answer.prediction)[metric.value]
-            for row, answer in zip(rows, answers, strict=True)
-        ]
-        scored.append(PromptScore(prompt, sum(scores) / len(scores)))
+        outcomes = [outcome_of(row, answer, task) for row, answer in zip(rows, answers, strict=True)]
+        scored.append(PromptScore(prompt, metric_of(metric, task, outcomes)))
     return scored
 
 

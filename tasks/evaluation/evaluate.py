@@ -12,7 +12,7 @@ from tasks.contracts.prompt import Decoding
 from tasks.contracts.references import Conditions, EvaluationSummary, ItemOutcome, SystemUnderTest
 from tasks.contracts.rows import Row
 from tasks.contracts.spec import TaskKind, TaskSpec
-from tasks.evaluation.engines import Engine
+from tasks.evaluation.engines import Answer, Engine
 from tasks.evaluation.score import SCORER_VERSION, class_scores, macro_f1, means, score_answer
 
 
@@ -60,24 +60,26 @@ def evaluate(
             where=engine.identity,
             fix="run again; if it stays, the engine is faulty",
         )
-    outcomes = [
-        ItemOutcome(
-            id=row.id,
-            text=row.text,
-            target=row.target,
-            prediction=answer.prediction,
-            scores=score_answer(task, row.target, answer.prediction),
-            latency_ms=answer.latency_ms,
-            prompt_tokens=answer.prompt_tokens,
-            output_tokens=answer.output_tokens,
-            confidence=answer.confidence,
-            group=row.group,
-            slice=row.slice,
-        )
-        for row, answer in zip(rows, answers, strict=True)
-    ]
+    outcomes = [outcome_of(row, answer, task) for row, answer in zip(rows, answers, strict=True)]
     shared = conditions(task, golden_digest, decoding, engine.identity)
     return Evaluation(outcomes, _summary(system, shared, task, outcomes, seconds))
+
+
+def outcome_of(row: Row, answer: Answer, task: TaskSpec) -> ItemOutcome:
+    """One answer, scored."""
+    return ItemOutcome(
+        id=row.id,
+        text=row.text,
+        target=row.target,
+        prediction=answer.prediction,
+        scores=score_answer(task, row.target, answer.prediction),
+        latency_ms=answer.latency_ms,
+        prompt_tokens=answer.prompt_tokens,
+        output_tokens=answer.output_tokens,
+        confidence=answer.confidence,
+        group=row.group,
+        slice=row.slice,
+    )
 
 
 def _summary(

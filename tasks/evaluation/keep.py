@@ -61,7 +61,8 @@ def evaluate_and_keep(
     with open_run(spec.execution, spec.name, f"evaluate {system.label}", key=key, tags=tags, params=params) as run:
         with open_engine(spec.evaluate, system.uri, spec.execution) as engine:
             result = evaluate(engine, system, rows, spec.task, decoding, golden_digest=golden.digest, listener=listener)
-        _log(run, result, golden)
+        if not spec.withhold_scores:
+            _log(run, result, golden)
     with (folder / ITEMS).open("w", encoding="utf-8") as out:
         out.writelines(outcome.model_dump_json() + "\n" for outcome in result.outcomes)
     (folder / "summary.json").write_text(result.summary.model_dump_json(indent=2), encoding="utf-8")

@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 
 from tasks.contracts.references import ClassScore, ItemOutcome
 from tasks.contracts.rows import canonical_json
-from tasks.contracts.spec import TaskKind, TaskSpec
+from tasks.contracts.spec import MACRO_F1, TaskKind, TaskSpec
 
 SCORER_VERSION = 1  # raise it when the same answers would score differently
 
@@ -40,6 +40,13 @@ def means(outcomes: Sequence[ItemOutcome]) -> dict[str, float]:
     """The mean of each score over all items."""
     names = dict.fromkeys(name for outcome in outcomes for name in outcome.scores)
     return {name: sum(outcome.scores[name] for outcome in outcomes) / len(outcomes) for name in names}
+
+
+def metric_of(metric: str, task: TaskSpec, outcomes: Sequence[ItemOutcome]) -> float:
+    """One of `task.metrics` over all items: macro-F1, or the mean of the score of that name."""
+    if metric == MACRO_F1:
+        return macro_f1(class_scores(task, outcomes))
+    return means(outcomes)[metric]
 
 
 def class_scores(task: TaskSpec, outcomes: Sequence[ItemOutcome]) -> tuple[ClassScore, ...]:

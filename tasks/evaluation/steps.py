@@ -16,11 +16,12 @@ from tasks.contracts.references import (
     EvaluationSummary,
     GoldenSetRef,
     SplitsRef,
+    SuiteRef,
     SystemUnderTest,
     TrainedModelRef,
 )
 from tasks.contracts.rows import read_rows
-from tasks.contracts.spec import EvaluationSpec, PromptKind, RetrainSpec
+from tasks.contracts.spec import EvaluationSpec, GoldenSpec, PromptKind, RetrainSpec
 from tasks.runtime import open_store, progress_of, say_done
 from tasks.store import fingerprint
 
@@ -71,8 +72,14 @@ def choose_baseline_prompt(spec: RetrainSpec, base: BaseModelRef, splits: Splits
 
 
 @task(name="evaluate", persist_result=False, cache_policy=NO_CACHE)
-def evaluate_system(system: SystemUnderTest, golden: GoldenSetRef, spec: EvaluationSpec) -> EvaluationRef:
-    """Ask a model every golden item; the same model asked the same way is asked once."""
+def evaluate_system(
+    system: SystemUnderTest, golden: GoldenSetRef, spec: EvaluationSpec, *, on: str = "", again: int = 0
+) -> EvaluationRef:
+    """Ask a model every golden item; the same model asked the same way is asked once.
+
+    `on` names a suite in what is shown. `again` numbers a repetition that is wanted for its own sake, to see the
+    engine's run-to-run noise.
+    """
     from tasks.evaluation.engines import engine_identity
     from tasks.evaluation.keep import evaluate_and_keep
     from tasks.evaluation.score import SCORER_VERSION
@@ -86,9 +93,11 @@ def evaluate_system(system: SystemUnderTest, golden: GoldenSetRef, spec: Evaluat
         "engine": engine_identity(spec.evaluate),
         "scorer": SCORER_VERSION,
     }
+    if again:
+        config["again"] = again
     inputs = {"model": system.digest, "golden_set": golden.digest}
     key = fingerprint("evaluate", _EVALUATE_VERSION, config, inputs)
-    step = f"ask {system.role.replace('_', ' ')}"
+    step = f"ask {system.role.replace('_', ' ')}" + (f", {on}" if on else "")
     with progress_of(step) as listener:
         artefact = store.produce(
             "evaluate",
@@ -100,7 +109,8 @@ def evaluate_system(system: SystemUnderTest, golden: GoldenSetRef, spec: Evaluat
     kept = json.loads((store.files(artefact) / "summary.json").read_text(encoding="utf-8"))
     summary = EvaluationSummary.model_validate(kept).model_copy(update={"system": system})
     metrics = ", ".join(f"{name} {value:.3f}" for name, value in summary.metrics.items() if ":" not in name)
-    say_done(step, f"{system.label}: {metrics}", reused=artefact.reused)
+    shown = "scores withheld" if spec.withhold_scores else metrics
+    say_done(step, f"{system.label}: {shown}", reused=artefact.reused)
     return EvaluationRef(
         **artefact.reference(),
         system=system,
@@ -108,6 +118,19 @@ def evaluate_system(system: SystemUnderTest, golden: GoldenSetRef, spec: Evaluat
         items=summary.items,
         metrics=summary.metrics,
     )
+
+
+def evaluate_on_suites(
+    system: SystemUnderTest, suites: tuple[SuiteRef, ...], spec: RetrainSpec
+) -> dict[str, EvaluationRef]:
+    """Ask a model every item of each suite, through the base prompt of the suite's own task."""
+    from tasks.evaluation.systems import for_suite
+
+    results = {}
+    for suite in suites:
+        asked = spec.evaluation().model_copy(update={"task": suite.task, "golden": GoldenSpec(path=suite.frozen.path)})
+        results[suite.name] = evaluate_system(for_suite(system, suite), suite.frozen, asked, on=suite.name)
+    return results
 
 
 def check_engine_is_there(spec: EvaluationSpec, model: str) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tasks.contracts.prompt import Prompt, base_prompt, tuned_prompt
-from tasks.contracts.references import BaseModelRef, SystemUnderTest, TrainedModelRef
+from tasks.contracts.references import BaseModelRef, SuiteRef, SystemUnderTest, TrainedModelRef
 from tasks.contracts.spec import EvaluateSpec, ExecutionSpec, PromptKind, TaskSpec
 from tasks.store import digest_bytes, digest_folder
 
@@ -29,6 +29,11 @@ def trained_system(trained: TrainedModelRef, task: TaskSpec) -> SystemUnderTest:
         role="candidate",
         label=f"candidate {trained.merged_digest[:8]}",
     )
+
+
+def for_suite(system: SystemUnderTest, suite: SuiteRef) -> SystemUnderTest:
+    """A model as it is asked about another task: both sides of a comparison through that task's base prompt."""
+    return system.model_copy(update={"prompt": base_prompt(suite.task)})
 
 
 def any_system(

@@ -21,8 +21,8 @@ _REMEDIES = {
 }
 
 
-def check_conditions(baseline: Conditions, candidate: Conditions) -> None:
-    """Refuse evaluations that were not made under the same conditions.
+def check_conditions(baseline: Conditions, candidate: Conditions, part: str = "") -> None:
+    """Refuse evaluations that were not made under the same conditions; `part` names a suite in the message.
 
     Raises:
         NotComparableError: names each condition that differs, with both values.
@@ -34,7 +34,7 @@ def check_conditions(baseline: Conditions, candidate: Conditions) -> None:
         ]
         raise NotComparableError(
             f"Baseline and candidate were evaluated under different conditions ({', '.join(differing)}).",
-            where="; ".join(lines),
+            where=part + "; ".join(lines),
             fix="; ".join(_REMEDIES[name] for name in differing),
         )
 
@@ -45,8 +45,8 @@ def check_outcomes(
     """Both sides in one order (by id), if each item was answered once by each model and every score is a number.
 
     Raises:
-        NotComparableError: an item is twice or on one side only, an item's text or target differs, the metrics differ,
-            a score is not a finite number in [0, 1], or there are fewer than two items.
+        NotComparableError: an item is twice or on one side only, an item's text, target, group or slice differs, the
+            metrics differ, a score is not a finite number in [0, 1], or there are fewer than two items.
     """
     for side, outcomes in (("baseline", baseline), ("candidate", candidate)):
         twice = [id_ for id_, count in Counter(outcome.id for outcome in outcomes).items() if count > 1]
@@ -78,9 +78,25 @@ def check_outcomes(
             where=_some(changed),
             fix="evaluate both models on the same golden set",
         )
+    _check_parts(left, right)
     _check_scores("baseline", left, left[0])
     _check_scores("candidate", right, left[0])
     return left, right
+
+
+def _check_parts(baseline: Sequence[ItemOutcome], candidate: Sequence[ItemOutcome]) -> None:
+    """Groups and slices must be the same on both sides: a side without groups would make noise look like proof."""
+    for part, does in (("group", "tells which items belong together"), ("slice", "tells which part an item is of")):
+        differing = [
+            left.id for left, right in zip(baseline, candidate, strict=True)
+            if getattr(left, part) != getattr(right, part)
+        ]  # fmt: skip
+        if differing:
+            raise NotComparableError(
+                f"{len(differing)} item(s) have another {part} in the two evaluations, and the {part} {does}.",
+                where=_some(differing),
+                fix=f"give both sides the same column `{part}`",
+            )
 
 
 def _check_scores(side: str, outcomes: Iterable[ItemOutcome], model: ItemOutcome) -> None:

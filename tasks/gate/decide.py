@@ -1,4 +1,4 @@
-"""The decision: paired outcomes and a policy in, a verdict with its reasons out. Pure."""
+"""The decision: paired outcomes, a policy and an error level in, a verdict with its reasons out. Pure."""
 
 from __future__ import annotations
 
@@ -6,36 +6,26 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
-
-from tasks.contracts.errors import NotComparableError
-from tasks.contracts.numbers import p_words, percent, points
 from tasks.contracts.references import (
     Conditions,
     ItemOutcome,
+    Look,
     MetricComparison,
     Outcome,
+    Requirement,
+    SelfTest,
+    Status,
     SystemUnderTest,
     Verdict,
 )
-from tasks.contracts.spec import Metric, Policy
+from tasks.contracts.spec import MACRO_F1, LookPolicy, Policy
 from tasks.gate.comparable import check_conditions, check_outcomes
-from tasks.gate.statistics import (
-    POWER,
-    Interval,
-    bootstrap_macro_f1,
-    bootstrap_means,
-    exact_p,
-    items_needed,
-    paired_interval,
-    share_interval,
-    smallest_effect,
-)
-
-EXACT = "McNemar exact + Tango score"
-MEANS = "paired bootstrap"
-
-_DOES = {Metric.EXACT_MATCH: "is right on", Metric.VALID_OUTPUT: "gives a valid answer on"}
+from tasks.gate.effects import Effect, difference_of, display_intervals
+from tasks.gate.looks import ladder_value
+from tasks.gate.pairs import Pairs, make_pairs
+from tasks.gate.plan import Plan, plan, shown_by
+from tasks.gate.reasons import ladder_reasons, look_reasons, verdict_reasons
+from tasks.gate.requirements import Asked, ask_all, judge_requirements
 
 
 class Side(NamedTuple):
@@ -46,302 +36,280 @@ class Side(NamedTuple):
     outcomes: Sequence[ItemOutcome]
 
 
+class Comparison(NamedTuple):
+    """Both models' outcomes on one set of items, and the classes there are (empty where there are none)."""
+
+    baseline: Sequence[ItemOutcome]
+    candidate: Sequence[ItemOutcome]
+    labels: Sequence[str] = ()
+
+
 @dataclass(frozen=True)
 class Decision:
     """What follows from the outcomes alone; the fields mean what they mean in `Verdict`."""
 
     outcome: Outcome
     reasons: tuple[str, ...]
+    requirements: tuple[Requirement, ...]
     metrics: tuple[MetricComparison, ...]
     p_value: float
     wins: int
     losses: int
     ties: int
     n: int
+    groups: int
+    smallest_effect: float | None
     items_to_settle: int | None
 
 
-def outcome_of(interval: Interval, margin: float) -> Outcome:
-    """The verdict that an interval of the difference gives: above the margin, below it, or neither.
-
-    This is the only place where a verdict is made, and it looks at nothing but the interval that is shown, so table
-    and verdict always agree.
-    """
-    if interval.low > margin:
-        return Outcome.PROMOTE
-    if interval.high < margin:
-        return Outcome.REJECT
-    return Outcome.INCONCLUSIVE
-
-
 def decide(
-    baseline: Sequence[ItemOutcome], candidate: Sequence[ItemOutcome], policy: Policy, labels: Sequence[str] = ()
+    golden: Comparison,
+    policy: Policy,
+    *,
+    level: float | None = None,
+    suites: Mapping[str, Comparison] | None = None,
 ) -> Decision:
-    """Compare two models item by item on the policy's metric.
+    """Compare two models item by item, and say what follows.
 
-    PROMOTE if the lower bound of the paired difference is above `min_improvement`, REJECT if the upper bound is below
-    it, INCONCLUSIVE otherwise. The bounds are those of `paired_interval`: with `min_improvement` 0, PROMOTE needs
-    McNemar's exact one-sided test below `alpha`.
+    PROMOTE if every requirement of the policy is shown at `level`, REJECT if the deciding one, or a guard after Holm's
+    correction, is shown to fail, INCONCLUSIVE otherwise.
 
     Args:
-        baseline: what runs today, one outcome an item, in any order.
-        candidate: the model that wants its place, the same items.
+        golden: the golden set's items, one outcome an item and side, in any order.
         policy: what is asked of the candidate.
-        labels: the classes there are; with them macro-F1 is compared as well.
+        level: one-sided error level of this look; None takes all of `policy.alpha`, for a single look.
+        suites: the items of each suite that the policy's guards ask about, by name.
 
     Raises:
-        NotComparableError: the outcomes are not those of the same items, or the deciding metric is not 0 or 1.
+        NotComparableError: the outcomes are not those of the same items, or the policy asks about a metric, slice,
+            suite or expense that they do not have.
     """
-    left, right = check_outcomes(baseline, candidate)
-    metric, n = policy.metric.value, len(left)
-    if metric not in left[0].scores:
-        raise NotComparableError(
-            f"The outcomes have no {metric}, which the policy decides on, but {', '.join(sorted(left[0].scores))}.",
-            where="policy.metric",
-            fix="name a metric that they have, or score the answers with it",
-        )
-    for side, outcomes in (("baseline", left), ("candidate", right)):
-        for item in outcomes:
-            if item.scores[metric] not in (0.0, 1.0):
-                raise NotComparableError(
-                    f"The deciding metric of an item is {item.scores[metric]}, and it must be 0 (wrong) or 1 (right).",
-                    where=f"{side}, item {item.id}, {metric}",
-                    fix="decide on a metric that says right or wrong for each item",
-                )
-    metrics = compare_metrics(left, right, policy, labels)
-    primary = next(comparison for comparison in metrics if comparison.metric == metric)
-    wins, losses = _discordant(_scores(left, metric), _scores(right, metric))
-    outcome = outcome_of(Interval(primary.low, primary.high), policy.min_improvement)
-    plan = None
+    pairs = _pairs(golden)
+    others = {name: _pairs(suite) for name, suite in (suites or {}).items()}
+    return decide_pairs(pairs, others, policy, policy.alpha if level is None else level)
+
+
+def decide_pairs(pairs: Pairs, suites: Mapping[str, Pairs], policy: Policy, level: float) -> Decision:
+    """`decide` on arrays."""
+    asked = ask_all(pairs, suites, policy, level)
+    requirements = judge_requirements(asked, level)
+    outcome = outcome_of(requirements)
+    plans: dict[int, Plan] = {}
     if outcome is Outcome.INCONCLUSIVE:
-        plan = _plan(wins, losses, n, policy)
+        plans = {
+            index: plan(asked[index], level) for index, one in enumerate(requirements) if one.status is Status.OPEN
+        }
+    change = _changes(pairs, policy)
     return Decision(
         outcome=outcome,
-        reasons=_reasons(outcome, primary, wins, losses, policy, plan),
-        metrics=metrics,
-        p_value=exact_p(wins, losses),
-        wins=wins,
-        losses=losses,
-        ties=n - wins - losses,
-        n=n,
-        items_to_settle=plan.items if plan else None,
+        reasons=verdict_reasons(outcome, asked, requirements, plans, change, policy),
+        requirements=requirements,
+        metrics=compare_metrics(pairs, suites, policy, level, asked[0].effect),
+        p_value=requirements[0].p_value,
+        wins=change[0],
+        losses=change[1],
+        ties=pairs.n - change[0] - change[1],
+        n=pairs.n,
+        groups=pairs.group_count,
+        smallest_effect=shown_by(asked[0], level),
+        items_to_settle=max((_in_all(asked[index], made, pairs) for index, made in plans.items()), default=None),
     )
 
 
-def give_verdict(baseline: Side, candidate: Side, policy: Policy, *, looks: int, digests: Mapping[str, str]) -> Verdict:
+def outcome_of(requirements: Sequence[Requirement]) -> Outcome:
+    """PROMOTE if all are shown, REJECT if any is failed, else INCONCLUSIVE: the one place where a verdict is made."""
+    if any(one.status is Status.FAILED for one in requirements):
+        return Outcome.REJECT
+    if all(one.status is Status.SHOWN for one in requirements):
+        return Outcome.PROMOTE
+    return Outcome.INCONCLUSIVE
+
+
+def give_verdict(
+    baseline: Side,
+    candidate: Side,
+    policy: Policy,
+    *,
+    look: Look,
+    digests: Mapping[str, str],
+    suites: Mapping[str, tuple[Side, Side]] | None = None,
+    self_test: SelfTest | None = None,
+) -> Verdict:
     """The verdict on two evaluations, after checking that they were made under the same conditions.
 
     Args:
         baseline: what runs today.
         candidate: the model that wants its place.
         policy: what is asked of the candidate.
-        looks: how many different candidates this golden set has judged, this one included.
+        look: which look at the golden set this is, and the level that it may spend.
         digests: sha256 of what the verdict rests on, by name (see `Verdict`).
+        suites: baseline and candidate on each suite, by name.
+        self_test: how the policy did on the baseline against itself.
 
     Raises:
         NotComparableError: the two evaluations cannot be compared.
     """
-    notes = []
-    labels: tuple[str, ...] = ()
-    if baseline.conditions is not None and candidate.conditions is not None:
-        check_conditions(baseline.conditions, candidate.conditions)
-        labels = baseline.conditions.decoding.choices
-    else:
+    golden = _comparison(baseline, candidate, "")
+    others = {name: _comparison(*sides, f"suite {name}: ") for name, sides in (suites or {}).items()}
+    decision = decide(golden, policy, level=look.level, suites=others)
+    withheld = policy.looks is LookPolicy.LADDER
+    judged = decision.outcome
+    if withheld and judged is Outcome.REJECT:  # the ladder lets out one bit, and "worse" would be a second
+        judged = Outcome.INCONCLUSIVE
+    outcome, notes = _standing(judged, look, withheld=withheld)
+    if baseline.conditions is None or candidate.conditions is None:
         notes.append(
             "At least one side is a bare file of outcomes, which does not say how they were made: that prompt, "
             "decoding, engine and scorer were the same is taken on trust."
         )
-    if looks > 1:
-        notes.append(
-            f"This golden set has now judged {looks} different candidates. Each one is a new chance of a lucky "
-            "promotion; freeze a fresh golden set from time to time."
-        )
-    decision = decide(baseline.outcomes, candidate.outcomes, policy, labels)
+    if withheld:
+        rung = ladder_value(decision.metrics[0].candidate, policy.ladder_step)
+        reasons = ladder_reasons(outcome, rung, policy)
+    else:
+        reasons = decision.reasons if outcome is decision.outcome else (notes.pop(0), *decision.reasons)
     return Verdict(
-        outcome=decision.outcome,
-        reasons=(*decision.reasons, *notes),
+        outcome=outcome,
+        reasons=(*reasons, *look_reasons(look, policy), *notes),
         policy=policy,
+        requirements=decision.requirements,
         metrics=decision.metrics,
         p_value=decision.p_value,
         wins=decision.wins,
         losses=decision.losses,
         ties=decision.ties,
         n=decision.n,
-        items_to_settle=decision.items_to_settle,
-        looks=looks,
+        groups=decision.groups,
+        smallest_effect=decision.smallest_effect,
+        items_to_settle=None if withheld else decision.items_to_settle,
+        look=look,
+        self_test=self_test,
+        withheld=withheld,
         candidate=candidate.system,
         baseline=baseline.system,
         digests=dict(digests),
     )
 
 
+def _standing(outcome: Outcome, look: Look, *, withheld: bool) -> tuple[Outcome, list[str]]:
+    """The verdict that stands: a candidate that was judged before is not asked again until it passes.
+
+    The same outcomes give the same verdict. Other answers of the same models are the engine's noise, and other times or
+    costs the machine's: they may take a promotion away, and they cannot give one.
+    """
+    first = look.first_outcome
+    if first is None or (look.same_answers and outcome is first):
+        return outcome, []
+    others = "the same answers in another time or at another cost" if look.same_answers else "other answers"
+    differ = f"This candidate was judged before on this golden set, with {others}."
+    if outcome is not Outcome.PROMOTE or first is Outcome.PROMOTE:
+        return outcome, [differ]
+    if withheld:  # nor may the ladder let out that this time it would have passed
+        return Outcome.INCONCLUSIVE, [differ]
+    return Outcome.INCONCLUSIVE, [
+        f"This candidate was judged before on this golden set, with {others}, and the verdict was "
+        f"{first.value.upper()}. What it shows now would be enough, but asking again until it does is no evidence: it "
+        "is not promoted."
+    ]
+
+
+def _comparison(baseline: Side, candidate: Side, where: str) -> Comparison:
+    labels: tuple[str, ...] = ()
+    if baseline.conditions is not None and candidate.conditions is not None:
+        check_conditions(baseline.conditions, candidate.conditions, where)
+        labels = baseline.conditions.decoding.choices
+    return Comparison(baseline.outcomes, candidate.outcomes, labels)
+
+
+def _pairs(comparison: Comparison) -> Pairs:
+    left, right = check_outcomes(comparison.baseline, comparison.candidate)
+    return make_pairs(left, right, comparison.labels)
+
+
 # -- metrics ------------------------------------------------------------------------------------------------------
 
 
 def compare_metrics(
-    baseline: Sequence[ItemOutcome], candidate: Sequence[ItemOutcome], policy: Policy, labels: Sequence[str]
+    pairs: Pairs, suites: Mapping[str, Pairs], policy: Policy, level: float, deciding: Effect
 ) -> tuple[MetricComparison, ...]:
-    """Every metric of both models, the deciding one first; both sides hold the same items in the same order.
+    """Every metric of both models: the deciding one first, then the others, each slice, each suite.
 
-    Right-or-wrong metrics get the interval that decides and Wilson's for each value; other means, and macro-F1, get a
-    paired bootstrap.
+    Both ends of every interval are at `level`, and none is corrected for their number: they inform, the requirements
+    decide.
+
+    Args:
+        pairs: the golden set's items.
+        suites: the items of each suite.
+        policy: what was asked.
+        level: one-sided error level of each end.
+        deciding: the difference on the deciding metric, which the requirements were judged by.
     """
-    names = sorted(baseline[0].scores, key=lambda name: (name != policy.metric, name.startswith("field:"), name))
-    comparisons = [_compare_scores(name, _scores(baseline, name), _scores(candidate, name), policy) for name in names]
-    if labels:
-        index = {label: position for position, label in enumerate(labels)}
-        estimate = bootstrap_macro_f1(
-            np.array([index.get(outcome.target, -1) for outcome in baseline]),
-            np.array([index.get(outcome.prediction.strip(), -1) for outcome in baseline]),
-            np.array([index.get(outcome.prediction.strip(), -1) for outcome in candidate]),
-            len(labels),
-            policy.alpha,
-        )
-        comparisons.insert(1, _comparison("macro_f1", *estimate, policy.alpha, MEANS, len(baseline)))
-    return tuple(comparisons)
-
-
-def _compare_scores(name: str, baseline: np.ndarray, candidate: np.ndarray, policy: Policy) -> MetricComparison:
-    n, alpha = len(baseline), policy.alpha
-    if not np.isin(np.concatenate([baseline, candidate]), (0.0, 1.0)).all():
-        return _comparison(name, *bootstrap_means(baseline, candidate, alpha), alpha, MEANS, n)
-    wins, losses = _discordant(baseline, candidate)
-    return _comparison(
-        name,
-        float(baseline.mean()),
-        float(candidate.mean()),
-        share_interval(int(baseline.sum()), n, alpha),
-        share_interval(int(candidate.sum()), n, alpha),
-        paired_interval(wins, losses, n, alpha),
-        alpha,
-        EXACT,
-        n,
-        difference=(wins - losses) / n,
+    names = sorted(
+        pairs.metrics, key=lambda name: (name != policy.metric, name.startswith("field:"), name != MACRO_F1, name)
     )
+    rows = [
+        _compare(pairs, name, level, deciding if name == policy.metric else difference_of(pairs, name, level))
+        for name in names
+    ]
+    for name in pairs.slice_names():
+        part = pairs.of_slice(name)
+        rows.append(_compare(part, policy.metric, level, difference_of(part, policy.metric, level), slice_=name))
+    guarded: dict[str, list[str]] = {}
+    for guard in policy.guards:
+        if guard.suite is not None:
+            guarded.setdefault(guard.suite, []).append(guard.metric)
+    for name, suite in suites.items():
+        for metric in dict.fromkeys(guarded.get(name, suite.metrics[:1])):
+            rows.append(_compare(suite, metric, level, difference_of(suite, metric, level), suite=name))
+    return tuple(rows)
 
 
-def _comparison(
+def _compare(
+    pairs: Pairs,
     metric: str,
-    baseline: float,
-    candidate: float,
-    baseline_interval: Interval,
-    candidate_interval: Interval,
-    interval: Interval,
-    alpha: float,
-    method: str,
-    n: int,
-    difference: float | None = None,
+    level: float,
+    effect: Effect,
+    *,
+    slice_: str | None = None,
+    suite: str | None = None,
 ) -> MetricComparison:
+    low, high = effect.interval(level, level)
+    # The tests have their word here as well, so that rows read as verdicts do.
+    if low > 0 and effect.p_above(0.0, level) >= level:
+        low = 0.0
+    if high < 0 and effect.p_below(0.0, level) >= level:
+        high = 0.0
+    (baseline, baseline_interval), (candidate, candidate_interval) = display_intervals(pairs, metric, effect, level)
     return MetricComparison(
         metric=metric,
+        slice=slice_,
+        suite=suite,
         baseline=baseline,
         baseline_low=baseline_interval.low,
         baseline_high=baseline_interval.high,
         candidate=candidate,
         candidate_low=candidate_interval.low,
         candidate_high=candidate_interval.high,
-        difference=candidate - baseline if difference is None else difference,
-        low=interval.low,
-        high=interval.high,
-        confidence=1 - 2 * alpha,
-        method=method,
-        n=n,
+        difference=effect.estimate,
+        low=low,
+        high=high,
+        confidence=1 - 2 * level,
+        method=effect.method,
+        n=pairs.n,
     )
 
 
-def _scores(outcomes: Sequence[ItemOutcome], metric: str) -> np.ndarray:
-    return np.array([outcome.scores[metric] for outcome in outcomes])
+def _changes(pairs: Pairs, policy: Policy) -> tuple[int, int]:
+    """On how many items the candidate is ahead on the deciding metric, and on how many the baseline.
 
-
-def _discordant(baseline: np.ndarray, candidate: np.ndarray) -> tuple[int, int]:
-    """How many items only the candidate has right, and how many only the baseline."""
-    return int((candidate > baseline).sum()), int((baseline > candidate).sum())
-
-
-# -- what would settle it -------------------------------------------------------------------------------------------
-
-
-class Plan(NamedTuple):
-    """About how many `items` show with 80 % power that a difference of `effect` is not the margin.
-
-    `shown` is the smallest difference that the present items could show, None if there is none; `observed` says
-    whether `effect` is the difference that was seen.
+    Macro-F1 has no score of an item, so there it is counted who has the right class.
     """
-
-    items: int
-    effect: float
-    shown: float | None
-    observed: bool
-
-
-def _plan(wins: int, losses: int, n: int, policy: Policy) -> Plan:
-    """Plan on the difference seen, unless it is too near to the margin to plan on.
-
-    A difference of zero would ask for infinitely many items. So what is nearer to the margin than half of the smallest
-    difference that these items could show counts as noise, and the plan halves that smallest difference instead.
-    """
-    margin, discordance = policy.min_improvement, (wins + losses) / n
-    shown = smallest_effect(n, discordance, margin, policy.alpha)
-    effect = (wins - losses) / n
-    halved = ((1.0 if shown is None else shown) + margin) / 2
-    observed = abs(effect - margin) >= halved - margin
-    if not observed:
-        effect = halved
-    return Plan(max(items_needed(effect, discordance, margin, policy.alpha), n + 1), effect, shown, observed)
+    if policy.metric in pairs.scores:
+        baseline, candidate = pairs.scores[policy.metric]
+        return int((candidate > baseline).sum()), int((baseline > candidate).sum())
+    before, after = (answers == pairs.targets for answers in pairs.answers)
+    return int((after & ~before).sum()), int((before & ~after).sum())
 
 
-# -- words --------------------------------------------------------------------------------------------------------
-
-
-def _reasons(
-    outcome: Outcome, primary: MetricComparison, wins: int, losses: int, policy: Policy, plan: Plan | None
-) -> tuple[str, ...]:
-    does, margin, n = _DOES[policy.metric], policy.min_improvement, primary.n
-    numbers = (
-        f"The candidate {does} {percent(primary.candidate)} of {n:,} items, the baseline on "
-        f"{percent(primary.baseline)}: {points(primary.difference)} points ({100 * primary.confidence:.0f} % interval "
-        f"{points(primary.low)} to {points(primary.high)}), {p_words(exact_p(wins, losses))}."
-    )
-    above = "0" if margin == 0 else points(margin)
-    better = "better" if margin == 0 else f"better by more than {100 * margin:.1f} points"
-    match outcome:
-        case Outcome.PROMOTE:
-            meaning = (
-                f"The whole interval lies above {above}, so the candidate is shown to be {better}; a candidate that "
-                f"is not would pass with a chance of at most {100 * policy.alpha:g} %."
-            )
-        case Outcome.REJECT if primary.high < 0:
-            meaning = "The whole interval lies below 0, so the candidate is shown to be worse than the baseline."
-        case Outcome.REJECT:
-            meaning = f"The whole interval lies below {above}, so the candidate is shown not to be {better}."
-        case Outcome.INCONCLUSIVE:
-            meaning = (
-                f"The interval holds {above}, so the candidate is neither shown to be {better} nor shown not to be."
-            )
-    if wins + losses == 0:
-        told = "The two models are right and wrong on exactly the same items, so no item tells them apart."
-    else:
-        told = (
-            f"{wins + losses:,} of the items tell the two apart: {wins:,} only the candidate gets right, {losses:,} "
-            "only the baseline."
-        )
-    reasons = (numbers, meaning, told)
-    return reasons if plan is None else (*reasons, _plan_words(plan, n, policy))
-
-
-def _plan_words(plan: Plan, n: int, policy: Policy) -> str:
-    power, margin = f"{100 * POWER:.0f} % power", policy.min_improvement
-    asked = "" if margin == 0 else f", of which {100 * margin:.1f} are asked for"
-    if plan.shown is None:
-        able = f"These {n:,} items could hardly show any difference with {power}."
-    else:
-        able = f"With {power}, these {n:,} items can show a difference of {points(plan.shown)} points or more{asked}."
-    if plan.observed:
-        return (
-            f"{able} If the observed {points(plan.effect)} points are real, about {plan.items:,} items in all would "
-            "settle it."
-        )
-    return (
-        f"{able} The observed difference is too close to {points(margin) if margin else 0} to plan on; about "
-        f"{plan.items:,} items in all would show one of {points(plan.effect)} points."
-    )
+def _in_all(one: Asked, made: Plan, pairs: Pairs) -> int:
+    """Items of the whole golden set that hold so many of the slice."""
+    return made.items if one.slice is None else -(-made.items * pairs.n // one.pairs.n)

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from pydantic import ValidationError
 
 from tasks.contracts.errors import RegistryError
 from tasks.contracts.references import SystemUnderTest, TrainedModelRef, Verdict
 from tasks.contracts.spec import ExecutionSpec
-from tasks.registry.versions import CHAMPION, ServedTask, aliases_of, registry_errors
+from tasks.registry.versions import (
+    BASELINE_KEY,
+    CHAMPION,
+    ServedTask,
+    VersionRelease,
+    aliases_of,
+    registry_errors,
+    release_of,
+)
 from tasks.tracking import MERGED_DIGEST, connect, registered_files
 
 
@@ -40,19 +50,34 @@ def find_champion(name: str, execution: ExecutionSpec) -> SystemUnderTest | None
     return SystemUnderTest(uri=uri, digest=digest, prompt=served.prompt, role="champion", label=f"champion v{version}")
 
 
-def find_opponent(name: str, trained: TrainedModelRef, execution: ExecutionSpec) -> SystemUnderTest | None:
-    """What a candidate must beat: the champion; None when that is the base model.
+class Opponent(NamedTuple):
+    """What a candidate must beat.
+
+    Attributes:
+        system: the model; None where it is the base model.
+        candidate_is: what the candidate is called, if it is champion already.
+    """
+
+    system: SystemUnderTest | None
+    candidate_is: str | None
+
+
+def find_opponent(name: str, trained: TrainedModelRef, execution: ExecutionSpec) -> Opponent:
+    """What a candidate must beat: the champion, and the base model where there is none.
 
     A candidate that is champion already is run again: it is compared with what it was promoted against, so that the
-    same run has the same verdict.
+    same run has the same verdict. One that a person set as baseline was compared with nothing; it is compared with
+    itself, which shows no difference and changes nothing.
 
     Raises:
         RegistryError, ServiceError: as `find_champion`.
     """
     champion = find_champion(name, execution)
     if champion is None or champion.digest != trained.merged_digest:
-        return champion
+        return Opponent(champion, None)
     files = registered_files(champion.uri, execution)
+    if BASELINE_KEY in files.tags:
+        return Opponent(champion, champion.label)
     try:
         baseline = Verdict.model_validate_json(files.artifacts["verdict"].read_text(encoding="utf-8")).baseline
     except (KeyError, OSError, ValidationError) as error:
@@ -61,4 +86,18 @@ def find_opponent(name: str, trained: TrainedModelRef, execution: ExecutionSpec)
             where=champion.uri,
             fix="restore its file verdict.json, or train another candidate",
         ) from error
-    return baseline if baseline.role == "champion" else None
+    return Opponent(baseline if baseline.role == "champion" else None, champion.label)
+
+
+def find_release(system: SystemUnderTest, execution: ExecutionSpec) -> VersionRelease | None:
+    """How a registered version came into the registry; None for a model of another kind, or when nobody knows.
+
+    Raises:
+        RegistryError, ServiceError: as `find_champion`.
+    """
+    name, _, version = system.uri.removeprefix("models:/").partition("/")
+    if not system.uri.startswith("models:/") or not version.isdigit():
+        return None
+    client = connect(execution)
+    with registry_errors(execution):
+        return release_of(client.get_model_version(name, version))

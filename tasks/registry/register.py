@@ -1,21 +1,31 @@
-"""From a verdict that says PROMOTE to a version in the registry that is champion, and the way back.
+"""From a certified promotion to a version in the registry that is champion, and the way back.
 
 Each step leaves a state that the next call recognises: killed anywhere and called again, it ends the same.
 """
 
 from __future__ import annotations
 
-import shutil
+import base64
+import json
 from datetime import UTC, datetime
 from hashlib import sha256
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.contracts.errors import RegistryError
+from tasks.contracts.errors import CertificateError, RegistryError
 from tasks.contracts.prompt import decoding_for
-from tasks.contracts.references import Outcome, RegisteredModelRef, TrainedModelRef, Verdict, VerdictRef
+from tasks.contracts.references import (
+    CertificateRef,
+    Outcome,
+    RegisteredModelRef,
+    Release,
+    ReleaseKind,
+    TrainedModelRef,
+    Verdict,
+    VerdictRef,
+)
 from tasks.contracts.spec import ExecutionSpec, RetrainSpec
+from tasks.registry.add import NewVersion, add_version, move_aliases
 from tasks.registry.versions import (
     CHAMPION,
     PREVIOUS,
@@ -30,16 +40,12 @@ from tasks.registry.versions import (
     version_tags,
     versions_of,
 )
-from tasks.store import Store, digest_folder
-from tasks.tracking import MERGED_DIGEST, TrackedRun, connect, open_run, quiet, registered_files
+from tasks.store import Store, digest_file, digest_folder
+from tasks.tracking import MERGED_DIGEST, connect, registered_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import LoggedModel
     from mlflow.entities.model_registry import ModelVersion
-
-_REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas")
-_EXAMPLE = "I was charged twice for the same payment."
 
 
 class _Files(NamedTuple):
@@ -48,39 +54,59 @@ class _Files(NamedTuple):
     merged: Path
     adapter: Path
     verdict: Path
+    certificate: Path
+    evidence: Path
 
 
-def register(verdict: VerdictRef, trained: TrainedModelRef, spec: RetrainSpec) -> RegisteredModelRef:
-    """Register the candidate that a verdict promotes, and make it champion.
+def register(
+    verdict: VerdictRef, certificate: CertificateRef, trained: TrainedModelRef, spec: RetrainSpec
+) -> RegisteredModelRef:
+    """Register the candidate that a certificate releases, and make it champion.
+
+    What the certificate says is compared with what is handed over; whose signature it bears is for those to check who
+    use the model (`goldgate verify`), with a key that they trust.
 
     Args:
-        verdict: must say PROMOTE, name the digest of `trained`, and have been reached against today's champion.
+        verdict: must name the digest of `trained`, have been reached against today's champion, and say PROMOTE unless
+            the certificate says that a person forced the promotion.
+        certificate: must be about `trained` and `verdict`.
         trained: the candidate.
         spec: gives the registered model's name, the task, the length of answers, and where the registry is.
 
     Raises:
-        RegistryError: the verdict does not cover this, the candidate was rolled back before, or MLflow refuses. The
-            alias `champion` has not moved.
-        StoreError: a file of the candidate or of the verdict was changed.
+        CertificateError: the certificate is about another model or another verdict, or releases nothing.
+        RegistryError: the verdict does not cover this, the candidate was rolled back before, or MLflow refuses. In all
+            of these cases the alias `champion` has not moved.
+        StoreError: a file of the candidate, of the verdict or of the certificate was changed.
         ServiceError: MLflow cannot be reached.
     """
     store = Store(spec.execution.store)
-    files = _checked(verdict, trained, store)
+    files = _checked(verdict, certificate, trained, store)
     client = connect(spec.execution)
     with registry_errors(spec.execution):
         found = _check_registry(client, verdict, trained, spec.name)
         if found is None:
-            key = sha256(f"register {trained.merged_digest} {verdict.digest}".encode()).hexdigest()
-            with open_run(
-                spec.execution,
-                spec.name,
-                f"register {trained.merged_digest[:8]}",
-                key=key,
-                tags=version_tags(verdict, trained),
-                params={},
-            ) as run:
-                found = _add_version(run, verdict, trained, spec, files, store.scratch("register", key))
-        previous = _move_aliases(client, spec.name, str(found.version))
+            new = NewVersion(
+                served=ServedTask(
+                    task=spec.task,
+                    prompt=verdict.verdict.candidate.prompt,
+                    decoding=decoding_for(spec.task, spec.evaluate.max_new_tokens),
+                ),
+                artifacts={
+                    "model": files.merged,
+                    "adapter": files.adapter,
+                    "verdict": files.verdict,
+                    "certificate": files.certificate,
+                    "evidence": files.evidence,
+                },
+                tags=version_tags(verdict, certificate, trained),
+                description=describe(verdict.verdict, certificate.release),
+            )
+            # The certificate is part of the key: what a killed call has uploaded holds that one and no other.
+            key = sha256(f"register {trained.merged_digest} {verdict.digest} {certificate.digest}".encode()).hexdigest()
+            title = f"register {trained.merged_digest[:8]}"
+            found = add_version(spec.execution, spec.name, title, new, key=key)
+        previous = move_aliases(client, spec.name, str(found.version))
     return RegisteredModelRef(
         name=spec.name,
         version=str(found.version),
@@ -136,14 +162,21 @@ def _champion_ref(client: MlflowClient, name: str) -> RegisteredModelRef:
     )
 
 
-def _checked(verdict: VerdictRef, trained: TrainedModelRef, store: Store) -> _Files:
+def _checked(verdict: VerdictRef, certificate: CertificateRef, trained: TrainedModelRef, store: Store) -> _Files:
     """The files to register, after every check that needs no registry."""
-    decided = verdict.verdict
-    if decided.outcome is not Outcome.PROMOTE:
+    decided, release = verdict.verdict, certificate.release
+    if decided.outcome is not Outcome.PROMOTE and release.kind is not ReleaseKind.FORCED:
         raise RegistryError(
             f"The verdict is {decided.outcome.value}; only a promotion is registered.",
             where=verdict.uri,
-            fix="nothing: the registry stays as it is; train another candidate",
+            fix="nothing: the registry stays as it is; train another candidate, or, to take this one all the same, "
+            "`goldgate override promote RUN_FOLDER --by … --reason …`",
+        )
+    if not release.promoted:
+        raise CertificateError(
+            f"The certificate releases nothing: it is {release.kind.value}.",
+            where=certificate.uri,
+            fix="nothing: the registry stays as it is until a person approves the promotion",
         )
     named = decided.digests.get("candidate")
     if named != trained.merged_digest or decided.candidate.digest != trained.merged_digest:
@@ -159,6 +192,7 @@ def _checked(verdict: VerdictRef, trained: TrainedModelRef, store: Store) -> _Fi
             where=str(verdict_file),
             fix="run the flow again from the gate",
         )
+    certificate_file, evidence = _check_certificate(certificate, trained, verdict_file, store)
     folder = store.files(store.open(trained.uri))
     for name, expected in (("merged", trained.merged_digest), ("adapter", trained.adapter_digest)):
         if digest_folder(folder / name) != expected:
@@ -167,7 +201,37 @@ def _checked(verdict: VerdictRef, trained: TrainedModelRef, store: Store) -> _Fi
                 where=str(folder / name),
                 fix=f"delete {trained.uri} and run again; it will be trained anew",
             )
-    return _Files(folder / "merged", folder / "adapter", verdict_file)
+    return _Files(folder / "merged", folder / "adapter", verdict_file, certificate_file, evidence)
+
+
+def _check_certificate(
+    certificate: CertificateRef, trained: TrainedModelRef, verdict_file: Path, store: Store
+) -> tuple[Path, Path]:
+    """The certificate's file and its evidence, if it is about this model, this verdict and this release."""
+    artefact = store.open(certificate.uri)
+    folder = store.files(artefact)
+    path, evidence = folder / "certificate.json", folder / "evidence"
+    try:
+        statement = json.loads(base64.b64decode(json.loads(path.read_text(encoding="utf-8"))["payload"]))
+        digests = {one["name"]: one["digest"]["sha256"] for one in statement["subject"]}
+        release = Release.model_validate(statement["predicate"]["release"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CertificateError(
+            f"The certificate cannot be read: {error}",
+            where=str(path),
+            fix=f"delete {certificate.uri} and run again; it will be made anew",
+        ) from error
+    if digests.get("model") != trained.merged_digest:
+        problem = f"The certificate is about {digests.get('model', 'no model')}, this model is {trained.merged_digest}."
+    elif digest_file(evidence / "verdict.json") != digest_file(verdict_file):
+        problem = "The certificate is about another verdict on this model."
+    elif release != certificate.release or artefact.manifest.digest != certificate.digest:
+        problem = "The certificate that was handed over is not the one that was kept."
+    else:
+        return path, evidence
+    raise CertificateError(
+        problem, where=str(path), fix="run the flow again, so that this verdict gets its certificate"
+    )
 
 
 def _check_registry(
@@ -196,93 +260,3 @@ def _check_registry(
                 fix="run again: the candidate is then compared with today's champion",
             )
     return found
-
-
-def _add_version(
-    run: TrackedRun, verdict: VerdictRef, trained: TrainedModelRef, spec: RetrainSpec, files: _Files, scratch: Path
-) -> ModelVersion:
-    """Upload the model and name it a version, with all of its tags in the same request."""
-    from mlflow.entities import LoggedModelStatus
-    from mlflow.exceptions import MlflowException
-
-    client = run.client
-    model = _logged_model(run, spec.name)
-    if model.status != LoggedModelStatus.READY:
-        try:
-            folder = _save(scratch, model, verdict, spec, files)
-            client.log_model_artifacts(model.model_id, str(folder))
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-        client.finalize_logged_model(model.model_id, "READY")
-    try:
-        client.create_registered_model(spec.name, description=spec.task.instruction)
-    except MlflowException as error:
-        if error.error_code != "RESOURCE_ALREADY_EXISTS":
-            raise
-    return client.create_model_version(
-        spec.name,
-        source=model.artifact_location,
-        run_id=run.id,
-        tags=version_tags(verdict, trained),
-        description=describe(verdict.verdict),
-        model_id=model.model_id,
-        await_creation_for=0,  # a version is there at once; the wait is for hosted registries
-    )
-
-
-def _logged_model(run: TrackedRun, name: str) -> LoggedModel:
-    """Where the run's model is kept: the place that a killed call began, else a new one."""
-    experiment = run.client.get_run(run.id).info.experiment_id
-    begun = run.client.search_logged_models([experiment], filter_string=f"source_run_id = '{run.id}'")
-    return next(iter(begun), None) or run.client.create_logged_model(experiment, name=name, source_run_id=run.id)
-
-
-def _save(scratch: Path, model: LoggedModel, verdict: VerdictRef, spec: RetrainSpec, files: _Files) -> Path:
-    """Write the pyfunc model into a local folder: code, weights, adapter, how it is asked, and the verdict."""
-    import mlflow
-    from mlflow.models import Model, ModelSignature
-    from mlflow.types import ColSpec, DataType, Schema
-
-    shutil.rmtree(scratch / "model", ignore_errors=True)  # what a killed process left
-    served = ServedTask(
-        task=spec.task,
-        prompt=verdict.verdict.candidate.prompt,
-        decoding=decoding_for(spec.task, spec.evaluate.max_new_tokens),
-    )
-    task_file = scratch / "task.json"
-    task_file.write_text(served.model_dump_json(indent=2), encoding="utf-8")
-    # One column without a name: a plain list of texts fits it, and a data frame with one column.
-    texts = Schema([ColSpec(DataType.string)])
-    with quiet("mlflow"):
-        mlflow.pyfunc.save_model(
-            scratch / "model",
-            python_model=str(Path(__file__).with_name("served_model.py")),
-            artifacts={
-                "model": str(files.merged),
-                "adapter": str(files.adapter),
-                "task": str(task_file),
-                "verdict": str(files.verdict),
-            },
-            pip_requirements=[f"{name}=={installed(name)}" for name in _REQUIREMENTS],
-            signature=ModelSignature(inputs=texts, outputs=texts),
-            input_example=[_EXAMPLE],
-            mlflow_model=Model(
-                artifact_path=model.artifact_location,
-                model_uuid=model.model_id,
-                model_id=model.model_id,
-                run_id=model.source_run_id,
-            ),
-        )
-    return scratch / "model"
-
-
-def _move_aliases(client: MlflowClient, name: str, version: str) -> str | None:
-    """Name the champion of now `previous`, then the new version `champion`; return the previous version, if any."""
-    aliases = aliases_of(client, name)
-    champion = aliases.get(CHAMPION)
-    if champion == version:
-        return aliases.get(PREVIOUS)
-    if champion is not None:
-        client.set_registered_model_alias(name, PREVIOUS, champion)
-    client.set_registered_model_alias(name, CHAMPION, version)
-    return champion

@@ -20,20 +20,25 @@ from tasks.contracts.references import (
     ItemOutcome,
     RawDatasetRef,
     RegisteredModelRef,
+    Release,
     SplitsRef,
     TrainedModelRef,
     ValidDatasetRef,
     VerdictRef,
 )
 from tasks.contracts.spec import RetrainSpec
+from tasks.report.record import verdict_record
 from tasks.report.render import ReportData, render_report
-from tasks.report.summary import verdict_record
 from tasks.report.views import MAX_QUARANTINE, CurvePoint, Funnel, QuarantinedRow
+from tasks.report.words import Placed
 from tasks.store import Store
 
 
 class Run(NamedTuple):
-    """The references of a whole run, from rows to verdict. `links` maps what a page is called to its address."""
+    """The references of a whole run, from rows to what followed from the verdict.
+
+    `links` maps what a page is called to its address; `champion_release` is how the baseline came to be champion.
+    """
 
     spec: RetrainSpec
     raw: RawDatasetRef
@@ -43,8 +48,10 @@ class Run(NamedTuple):
     baseline: EvaluationRef
     candidate: EvaluationRef
     verdict: VerdictRef
+    release: Release
     registered: RegisteredModelRef | None
     links: Mapping[str, str]
+    champion_release: Placed | None = None
 
 
 def write_folder(store: Store, run: Run) -> str:
@@ -54,25 +61,27 @@ def write_folder(store: Store, run: Run) -> str:
         StoreError: an artefact of the run is gone or was changed, or the store cannot be written.
     """
     created = datetime.now(UTC)
-    data = gather(store, run, created)
-    record = verdict_record(run.spec.name, created, run.verdict, run.raw, run.registered, run.links)
     name = f"{run.spec.name}-{created:%Y%m%dT%H%M%SZ}-{uuid.uuid4().hex[:6]}"
+    folder = str(Path(store.root, "runs", name)) if store.local else f"{store.root}/runs/{name}"
+    record = verdict_record(
+        run.spec, created, run.verdict, run.raw, run.release, run.registered, run.links, run.champion_release
+    )
     files = {
-        "report.html": render_report(data),
+        "report.html": render_report(gather(store, run, created, folder)),
         "verdict.json": json.dumps(record, indent=2, ensure_ascii=False) + "\n",
     }
     try:
-        return _write_local(Path(store.root, "runs", name), files) if store.local else _put(store, name, files)
+        return _write_local(Path(folder), files) if store.local else _put(folder, files)
     except OSError as error:
         raise StoreError(
             f"The run folder cannot be written: {error.strerror or error}",
-            where=f"{store.root}/runs/{name}",
+            where=folder,
             fix="free space or allow writing, then run again; finished steps are kept",
         ) from error
 
 
-def gather(store: Store, run: Run, created: datetime) -> ReportData:
-    """Read what the report shows out of the store."""
+def gather(store: Store, run: Run, created: datetime, folder: str) -> ReportData:
+    """Read what the report shows out of the store; `folder` is where it will be."""
     trained = store.files(store.open(run.trained.uri))
     valid = store.open(run.valid.uri)
     baseline = store.files(store.open(run.baseline.uri))
@@ -80,7 +89,9 @@ def gather(store: Store, run: Run, created: datetime) -> ReportData:
     return ReportData(
         spec=run.spec,
         created=created,
+        folder=folder,
         verdict=run.verdict.verdict,
+        release=run.release,
         evidence=str(store.files(store.open(run.verdict.uri))) if store.local else run.verdict.uri,
         baseline=_summary(baseline, run.baseline),
         candidate=_summary(candidate, run.candidate),
@@ -102,6 +113,7 @@ def gather(store: Store, run: Run, created: datetime) -> ReportData:
         ),
         registered=run.registered,
         links=run.links,
+        champion_release=run.champion_release,
     )
 
 
@@ -118,12 +130,12 @@ def _write_local(folder: Path, files: Mapping[str, str]) -> str:
     return str(folder)
 
 
-def _put(store: Store, name: str, files: Mapping[str, str]) -> str:
+def _put(folder: str, files: Mapping[str, str]) -> str:
     """Copy to a store that knows no rename; `verdict.json` comes last, so a folder with it is whole."""
-    fs, root = fsspec.url_to_fs(store.root)
+    fs, root = fsspec.url_to_fs(folder)
     for file, text in files.items():
-        fs.pipe_file(f"{root}/runs/{name}/{file}", text.encode())
-    return f"{store.root}/runs/{name}"
+        fs.pipe_file(f"{root}/{file}", text.encode())
+    return folder
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import fsspec
 
-from tasks.contracts.references import EvaluationRef, TrainedModelRef, ValidDatasetRef, VerdictRef
+from tasks.contracts.references import (
+    EvaluationRef,
+    MetricComparison,
+    Release,
+    TrainedModelRef,
+    ValidDatasetRef,
+    VerdictRef,
+)
 from tasks.contracts.spec import RetrainSpec
 from tasks.tracking import open_run, run_link
 
 
 def find_links(
-    spec: RetrainSpec, valid: ValidDatasetRef, trained: TrainedModelRef, candidate: EvaluationRef
+    spec: RetrainSpec, valid: ValidDatasetRef, trained: TrainedModelRef, candidate: EvaluationRef, verdict: VerdictRef
 ) -> dict[str, str]:
     """What a page is called to its address. MLflow has pages only where a server runs.
+
+    The page of the evaluation holds the candidate's scores, so no verdict that withholds numbers leads to it.
 
     Raises:
         ServiceError: the MLflow server does not answer.
     """
     found = {
         "Training in MLflow": run_link(spec.execution, spec.name, trained.fingerprint),
-        "Evaluation in MLflow": run_link(spec.execution, spec.name, candidate.fingerprint),
+        "Evaluation in MLflow": None
+        if verdict.verdict.withheld
+        else run_link(spec.execution, spec.name, candidate.fingerprint),
         "Data Docs": as_address(valid.data_docs),
     }
     return {name: address for name, address in found.items() if address is not None}
 
 
-def keep_in_mlflow(spec: RetrainSpec, verdict: VerdictRef, valid: ValidDatasetRef, folder: str) -> dict[str, str]:
+def keep_in_mlflow(
+    spec: RetrainSpec, verdict: VerdictRef, release: Release, valid: ValidDatasetRef, folder: str
+) -> dict[str, str]:
     """Put report, verdict and Data Docs into a run of MLflow, whose server shows them to a browser on any machine.
+
+    A verdict is one run of MLflow; each run folder that came to it has a folder of its own there, `runs/<its name>/`.
+    The differences go with them as metrics, unless the verdict withholds numbers.
 
     Returns:
         Their addresses; none where no server shows them, or where the store is remote and has addresses of its own.
@@ -45,18 +62,30 @@ def keep_in_mlflow(spec: RetrainSpec, verdict: VerdictRef, valid: ValidDatasetRe
         spec.name,
         f"verdict {decided.outcome.value}",
         key=f"verdict {verdict.fingerprint}",
-        tags={"goldgate.verdict": decided.outcome.value, "goldgate.reason": decided.reasons[0]},
+        tags={
+            "goldgate.verdict": decided.outcome.value,
+            "goldgate.reason": decided.reasons[0],
+            "goldgate.release": release.kind.value,
+        },
         params={"baseline": decided.baseline.label, "candidate": decided.candidate.label},
     ) as run:
-        run.log_metrics({f"{one.metric.replace(':', '.')}.difference": one.difference for one in decided.metrics})
+        if not decided.withheld:
+            run.log_metrics({_mlflow_name(one): one.difference for one in decided.metrics})
+        own = f"runs/{Path(folder).name}"
         for path in (Path(folder) / "report.html", Path(folder) / "verdict.json", Path(valid.data_docs).parent):
-            run.log_artifact(path)
+            run.log_artifact(path, own)
     if run.url is None:
         return {}
     return {
-        "Report": f"{run.url}/artifacts/report.html",
-        "Data Docs": f"{run.url}/artifacts/data_docs/index.html",
+        "Report": f"{run.url}/artifacts/{own}/report.html",
+        "Data Docs": f"{run.url}/artifacts/{own}/data_docs/index.html",
     }
+
+
+def _mlflow_name(one: MetricComparison) -> str:
+    """The name of a difference, of signs that MLflow takes."""
+    where = [f"slice {one.slice}"] if one.slice is not None else [f"suite {one.suite}"] if one.suite is not None else []
+    return ".".join(re.sub(r"[^\w.\- ]", ".", part) for part in (one.metric, *where, "difference"))
 
 
 def read_links(folder: str) -> dict[str, str]:

@@ -12,6 +12,7 @@ from tasks.contracts.references import (
     EvaluationRef,
     RawDatasetRef,
     RegisteredModelRef,
+    Release,
     RunResult,
     SplitsRef,
     TrainedModelRef,
@@ -19,7 +20,8 @@ from tasks.contracts.references import (
     VerdictRef,
 )
 from tasks.contracts.spec import EvaluationSpec, RetrainSpec
-from tasks.report.summary import evaluation_markdown, outcome_word, verdict_markdown
+from tasks.report.summary import evaluation_markdown, verdict_markdown
+from tasks.report.words import Placed, one_line, release_sentence, state_word
 from tasks.runtime import open_store, say_done
 
 
@@ -33,14 +35,21 @@ def write_run_folder(
     baseline: EvaluationRef,
     candidate: EvaluationRef,
     verdict: VerdictRef,
+    release: Release,
     registered: RegisteredModelRef | None,
+    champion_release: Placed | None = None,
 ) -> str:
-    """Write `verdict.json` and `report.html` into a new folder of the store; return where it is."""
+    """Write `verdict.json` and `report.html` into a new folder of the store; return where it is.
+
+    `champion_release` is how the baseline came to be champion, where that is known.
+    """
     from tasks.report.folder import Run, write_folder
     from tasks.report.links import find_links
 
-    links = find_links(spec, valid, trained, candidate)
-    run = Run(spec, raw, valid, splits, trained, baseline, candidate, verdict, registered, links)
+    links = find_links(spec, valid, trained, candidate, verdict)
+    run = Run(
+        spec, raw, valid, splits, trained, baseline, candidate, verdict, release, registered, links, champion_release
+    )
     folder = write_folder(open_store(spec.execution), run)
     say_done("report", f"{folder}/report.html", reused=False)
     return folder
@@ -50,16 +59,20 @@ def write_run_folder(
 def publish_verdict(
     spec: RetrainSpec,
     verdict: VerdictRef,
+    release: Release,
     registered: RegisteredModelRef | None,
     valid: ValidDatasetRef,
     folder: str,
+    champion_release: Placed | None = None,
 ) -> None:
     """Show the verdict, its table and the links on the page of the run."""
     from tasks.report.links import as_address, keep_in_mlflow, read_links
 
     links = {"Report": as_address(f"{folder}/report.html"), **read_links(folder)}
-    links |= keep_in_mlflow(spec, verdict, valid, folder)
-    text = verdict_markdown(verdict.verdict, registered, links)
+    links |= keep_in_mlflow(spec, verdict, release, valid, folder)
+    text = verdict_markdown(
+        verdict.verdict, release, registered, links, folder=folder, champion_release=champion_release
+    )
     create_markdown_artifact(text, key=_key(spec, "verdict"), description=verdict.verdict.reasons[0])
 
 
@@ -72,16 +85,16 @@ def publish_evaluation(spec: EvaluationSpec | RetrainSpec, result: EvaluationRef
 
 
 def named_state(
-    spec: RetrainSpec, verdict: VerdictRef, registered: RegisteredModelRef | None, folder: str
+    spec: RetrainSpec, verdict: VerdictRef, release: Release, registered: RegisteredModelRef | None, folder: str
 ) -> State[RunResult]:
-    """The run's final state: completed, named for the verdict."""
-    result = RunResult(
-        name=spec.name,
-        verdict=verdict.verdict,
-        folder=folder,
-        registered=registered,
-    )
-    return Completed(name=outcome_word(verdict.verdict.outcome), message=verdict.verdict.reasons[0], data=result)
+    """The run's final state: completed, named for the verdict or for what a person said of it."""
+    decided = verdict.verdict
+    result = RunResult(name=spec.name, verdict=decided, release=release, folder=folder, registered=registered)
+    person = release_sentence(release)
+    if person and release.reason:
+        person = f"{person}: {one_line(release.reason)}"
+    message = f"{person}. The gate: {decided.reasons[0]}" if person else decided.reasons[0]
+    return Completed(name=state_word(decided, release), message=message, data=result)
 
 
 def _key(spec: EvaluationSpec | RetrainSpec, what: str) -> str:

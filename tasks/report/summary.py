@@ -1,31 +1,57 @@
-"""The verdict in short: a table for the terminal, Markdown for the page of the run, and the record `verdict.json`."""
+"""The verdict in short: tables for terminal and run page, what follows from it, and Markdown for the run page."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from datetime import datetime
-from typing import Any, NamedTuple
-from urllib.parse import unquote
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
-from tasks.contracts.numbers import metric_name, p_words, percent, points
+from tasks.contracts.numbers import items, metric_name, p_words, percent, place, points
 from tasks.contracts.references import (
     EvaluationRef,
     EvaluationSummary,
+    MetricComparison,
     Outcome,
-    RawDatasetRef,
     RegisteredModelRef,
-    SystemUnderTest,
+    Release,
+    ReleaseKind,
+    Requirement,
+    Status,
     Verdict,
-    VerdictRef,
+)
+from tasks.report.words import (
+    Placed,
+    about,
+    asked,
+    budget_sentences,
+    by_override,
+    champion_sentence,
+    found,
+    interval,
+    look_sentences,
+    one_line,
+    outcome_word,
+    release_sentence,
+    rung,
+    self_test_sentence,
+    slack,
+    state_word,
+    to_copy,
+    why,
+    withheld_sentence,
 )
 
-_WORDS = {Outcome.PROMOTE: "Promoted", Outcome.REJECT: "Rejected", Outcome.INCONCLUSIVE: "Inconclusive"}
+_NAMED = 3  # requirements that are named in a text; the tables have them all
+MAX_SLICES = 20  # rows of slices in a table for a terminal or a run's page; `verdict.json` has them all
 
 
 class TableRow(NamedTuple):
-    """One metric as people read it; `decides` marks the metric that the verdict rests on."""
+    """One metric as people read it; `decides` marks the metric that the verdict rests on.
+
+    `where` names a slice or a suite, and is "" for the whole golden set.
+    """
 
     metric: str
+    where: str
     baseline: str
     candidate: str
     difference: str
@@ -34,100 +60,208 @@ class TableRow(NamedTuple):
     decides: bool
 
 
-def outcome_word(outcome: Outcome) -> str:
-    """The verdict as a heading."""
-    return _WORDS[outcome]
+class Table(NamedTuple):
+    """Rows, the deciding metric first; `confidence` is that of every row that does not name its own.
+
+    `left_out` counts slices beyond `MAX_SLICES`, those with the largest differences.
+    """
+
+    confidence: str
+    rows: list[TableRow]
+    left_out: int
 
 
-def verdict_table(verdict: Verdict) -> list[TableRow]:
-    """Baseline against candidate, a row for each metric, the deciding one first."""
+class RequirementRow(NamedTuple):
+    """One requirement as people read it."""
+
+    about: str
+    asked: str
+    found: str
+    interval: str
+    p_value: str
+    items: str
+    status: Status
+    decides: bool
+
+
+def verdict_table(verdict: Verdict) -> Table:
+    """Baseline against candidate, a row for each metric: of the whole golden set, then of slices, then of suites.
+
+    Without rows where the numbers are withheld.
+    """
+    if verdict.withheld or not verdict.metrics:
+        return Table("", [], 0)
+    whole = [row for row in verdict.metrics if row.slice is None and row.suite is None]
+    slices = [row for row in verdict.metrics if row.slice is not None]
+    suites = [row for row in verdict.metrics if row.suite is not None]
+    shown = lowest(slices, MAX_SLICES)
+    first = verdict.metrics[0].confidence
+    return Table(
+        _confidence(first),
+        [_table_row(row, verdict, first) for row in (*whole, *shown, *suites)],
+        len(slices) - len(shown),
+    )
+
+
+def lowest(rows: Sequence[MetricComparison], most: int) -> list[MetricComparison]:
+    """The rows in their order; of too many, those with the lowest differences, since these are what to look at."""
+    if len(rows) <= most:
+        return list(rows)
+    kept = {id(row) for row in sorted(rows, key=lambda row: row.difference)[:most]}
+    return [row for row in rows if id(row) in kept]
+
+
+def requirement_table(verdict: Verdict) -> list[RequirementRow]:
+    """Everything that was asked, the deciding ones first; empty where the numbers are withheld."""
+    if verdict.withheld:
+        return []
     return [
-        TableRow(
-            metric=metric_name(row.metric),
-            baseline=percent(row.baseline),
-            candidate=percent(row.candidate),
-            difference=points(row.difference),
-            interval=f"{points(row.low)} to {points(row.high)}",
-            items=f"{row.n:,}",
-            decides=row.metric == verdict.policy.metric,
+        RequirementRow(
+            about=about(one),
+            asked=asked(one),
+            found=found(one),
+            interval=interval(one),
+            p_value=p_words(one.p_value),
+            items=items(one.n, one.groups),
+            status=one.status,
+            decides=one.decides,
         )
-        for row in verdict.metrics
+        for one in verdict.requirements
     ]
 
 
-def next_steps(verdict: Verdict, registered: RegisteredModelRef | None) -> str:
-    """What follows from the verdict, in one or two sentences."""
+# -- what follows -------------------------------------------------------------------------------------------------
+
+
+def next_steps(verdict: Verdict, release: Release, registered: RegisteredModelRef | None, folder: str) -> str:
+    """What follows from the verdict and from what a person said of it, in one to three sentences."""
     baseline = verdict.baseline.label
-    match verdict.outcome:
-        case Outcome.PROMOTE if registered is not None:
-            kept = (
-                f" Version {registered.previous_version} is kept as `previous`, to go back to."
-                if registered.previous_version
-                else ""
-            )
+    match release.kind:
+        case ReleaseKind.AWAITING:
             return (
-                f"Registered as {registered.name} version {registered.version}; the alias `{registered.alias}` now "
-                f"names it.{kept}"
+                f"Nothing was changed yet: the baseline ({baseline}) stays until a person answers. "
+                f"`{approve_command(folder)}` promotes the candidate; with `--decline` the baseline stays."
             )
-        case Outcome.PROMOTE:
-            return "The candidate may be registered. This run has not registered it."
-        case Outcome.REJECT:
-            return f"Nothing was changed: the baseline ({baseline}) stays. A new candidate is needed."
-        case Outcome.INCONCLUSIVE:
+        case ReleaseKind.DECLINED:
+            return f"Nothing was changed: the promotion was declined, and the baseline ({baseline}) stays."
+        case ReleaseKind.NOT_PROMOTED if verdict.outcome is Outcome.INCONCLUSIVE:
             return (
                 f"Nothing was changed: the baseline ({baseline}) stays. A larger golden set would settle it, or a "
                 "candidate that is better by more."
             )
+        case ReleaseKind.NOT_PROMOTED:
+            return f"Nothing was changed: the baseline ({baseline}) stays. A new candidate is needed."
+    if registered is None:
+        return "The candidate may be registered. This run has not registered it."
+    kept = (
+        f" Version {registered.previous_version} is kept as `previous`, to go back to."
+        if registered.previous_version
+        else ""
+    )
+    return (
+        f"Registered as {registered.name} version {registered.version}; the alias `{registered.alias}` now names "
+        f"it.{kept}"
+    )
 
 
-def what_would_change(verdict: Verdict, baseline: EvaluationSummary, candidate: EvaluationSummary) -> str:
-    """What would turn the verdict, in one or two sentences."""
-    primary, margin = verdict.metrics[0], verdict.policy.min_improvement
-    bar = "0" if margin == 0 else points(margin)
-    match outcome := verdict.outcome:
+def approve_command(folder: str) -> str:
+    """What a person types to agree."""
+    return f"goldgate approve {folder} --by NAME --comment '…'"
+
+
+def what_would_change(verdict: Verdict) -> list[str]:
+    """What the verdict hangs on: sentences that name the requirement, and say what these items can show.
+
+    Empty where the numbers are withheld.
+    """
+    if verdict.withheld:
+        return []
+    match verdict.outcome:
         case Outcome.PROMOTE:
-            spare = verdict.wins - verdict.losses
-            return (
-                f"It would fall if the lower end of the interval, {points(primary.low)} points, were not above {bar}. "
-                f"The candidate is ahead by {spare:,} of {verdict.n:,} items."
-            )
-        case Outcome.REJECT | Outcome.INCONCLUSIVE:
-            before = {score.label: score.f1 for score in baseline.classes}
-            fallen = sorted((score.f1 - before.get(score.label, 0.0), score.label) for score in candidate.classes)
-            worst = [f"{label} (F1 {points(change)} points)" for change, label in fallen[:3] if change < -0.005]
-            look = f" It lost most on {', '.join(worst)}." if worst else ""
-            if outcome is Outcome.INCONCLUSIVE and verdict.items_to_settle is not None:
-                return f"About {verdict.items_to_settle:,} items in all, where there are {verdict.n:,} now.{look}"
-            return f"A candidate whose whole interval lies above {bar}; start with the items lost below.{look}"
+            nearest = _told(min(verdict.requirements, key=slack))
+            return [
+                nearest if len(verdict.requirements) == 1 else f"Nearest to its limit: {nearest}",
+                f"The candidate does better on {verdict.wins:,} items and worse on {verdict.losses:,}.",
+            ]
+        case Outcome.REJECT:
+            return _named(verdict.requirements, Status.FAILED)
+        case Outcome.INCONCLUSIVE:
+            return [*_named(verdict.requirements, Status.OPEN), *_settle(verdict)]
+
+
+def hangs_on(verdict: Verdict) -> str:
+    """The heading over `what_would_change`."""
+    promoted = verdict.outcome is Outcome.PROMOTE
+    return "What the verdict hangs on" if promoted else "What would change the verdict"
+
+
+def lost_most(baseline: EvaluationSummary, candidate: EvaluationSummary) -> str:
+    """The classes that a candidate lost most on, as a sentence; "" if there are none."""
+    before = {score.label: score.f1 for score in baseline.classes}
+    fallen = sorted((score.f1 - before.get(score.label, 0.0), score.label) for score in candidate.classes)
+    worst = [f"{label} (F1 {points(change)} points)" for change, label in fallen[:3] if change < -0.005]
+    return f"It lost most on {', '.join(worst)}." if worst else ""
+
+
+def _named(requirements: Sequence[Requirement], status: Status) -> list[str]:
+    named = [one for one in requirements if one.status is status]
+    told = [f"{status.value.capitalize()}: {_told(one)}" for one in named[:_NAMED]]
+    return [*told, f"{len(named) - _NAMED:,} more are {status.value}."] if len(named) > _NAMED else told
+
+
+def _told(one: Requirement) -> str:
+    return f"{about(one)}, {asked(one)}: {why(one)}."
+
+
+def _settle(verdict: Verdict) -> list[str]:
+    said = []
+    if verdict.items_to_settle is not None:
+        said.append(
+            f"About {verdict.items_to_settle:,} items in all would settle it, where there are {verdict.n:,} now."
+        )
+    if verdict.smallest_effect is not None:
+        said.append(
+            f"With 80 % power, these items show a true difference of {points(verdict.smallest_effect)} points or more."
+        )
+    return said
+
+
+# -- the page of the run ------------------------------------------------------------------------------------------
 
 
 def verdict_markdown(
-    verdict: Verdict, registered: RegisteredModelRef | None = None, links: Mapping[str, str] | None = None
+    verdict: Verdict,
+    release: Release,
+    registered: RegisteredModelRef | None = None,
+    links: Mapping[str, str] | None = None,
+    *,
+    folder: str = "",
+    champion_release: Placed | None = None,
 ) -> str:
     """The verdict as Markdown, for the page of the run."""
-    confidence = f"{100 * verdict.metrics[0].confidence:.0f} % interval"
-    lines = [
-        f"# {outcome_word(verdict.outcome)}",
-        "",
-        f"**{verdict.reasons[0]}**",
-        "",
-        *[f"- {reason}" for reason in verdict.reasons[1:]],
-        "",
-        f"| Metric | Baseline | Candidate | Difference (points) | {confidence} | Items |",
-        "|---|--:|--:|--:|:-:|--:|",
-    ]
-    for row in verdict_table(verdict):
-        name = f"**{row.metric}** (decides)" if row.decides else row.metric
-        lines.append(
-            f"| {_cell(name)} | {row.baseline} | {row.candidate} | {row.difference} | {row.interval} | {row.items} |"
-        )
-    lines += [
-        "",
-        f"**Next.** {next_steps(verdict, registered)}",
-        "",
-        f"Baseline: {verdict.baseline.label}. Candidate: {verdict.candidate.label}. "
-        f"Exact one-sided test: {p_words(verdict.p_value)}. Look {verdict.looks} at this golden set.",
-    ]
+    word = state_word(verdict, release)
+    lines = [f"# {word}", "", f"**{verdict.reasons[0]}**", ""]
+    if word != outcome_word(verdict.outcome):
+        lines += [f"The gate's verdict: **{verdict.outcome.value.upper()}**.", ""]
+    lines += _quoted(release_sentence(release), release)
+    if champion_release is not None and by_override(champion_release):
+        lines += _quoted(champion_sentence(champion_release), champion_release)
+    if len(verdict.reasons) > 1:
+        lines += [*[f"- {reason}" for reason in verdict.reasons[1:]], ""]
+    if verdict.withheld:
+        lines += [f"**Rung: {value}**", ""] if (value := rung(verdict)) else []
+        lines += [withheld_sentence(verdict), ""]
+    else:
+        lines += [*_requirements_markdown(verdict), *_table_markdown(verdict)]
+    lines += [f"**Next.** {next_steps(verdict, release, registered, folder)}", ""]
+    if change := what_would_change(verdict):
+        lines += [f"**{hangs_on(verdict)}.** {' '.join(change)}", ""]
+    lines += [f"**Looks.** {' '.join([*look_sentences(verdict), *budget_sentences(verdict)])}", ""]
+    if verdict.self_test is not None and not verdict.withheld:
+        lines += [f"**Self-test.** {self_test_sentence(verdict.self_test)}", ""]
+    lines.append(f"Baseline: {verdict.baseline.label}. Candidate: {verdict.candidate.label}.")
+    if not verdict.withheld:
+        lines[-1] += f" {items(verdict.n, verdict.groups)}, one-sided {p_words(verdict.p_value)}."
     if links:
         lines += ["", *[f"- {_link(name, address)}" for name, address in links.items()]]
     return "\n".join(lines) + "\n"
@@ -142,65 +276,71 @@ def evaluation_markdown(result: EvaluationRef) -> str:
     ) + "\n"  # fmt: skip
 
 
-def verdict_record(
-    name: str,
-    created: datetime,
-    kept: VerdictRef,
-    raw: RawDatasetRef,
-    registered: RegisteredModelRef | None,
-    links: Mapping[str, str],
-) -> dict[str, Any]:
-    """What `verdict.json` of a run folder holds: plain JSON for other programs to read.
+def _requirements_markdown(verdict: Verdict) -> list[str]:
+    """A table of what was asked; none for the deciding requirement alone, which the other table shows."""
+    if len(verdict.requirements) < 2:
+        return []
+    lines = ["| Requirement | Asked | Found | Interval | Items | Status |", "|---|---|--:|:-:|--:|---|"]
+    for row in requirement_table(verdict):
+        name = f"**{_cell(row.about)}** (decides)" if row.decides else _cell(row.about)
+        status = row.status.value if row.status is Status.SHOWN else f"**{row.status.value}**"
+        lines.append(f"| {name} | {row.asked} | {row.found} | {row.interval} | {row.items} | {status} |")
+    return [*lines, ""]
 
-    `digests` adds to those of the verdict `raw_data` (the rows as read) and `artefact` (the candidate's model);
-    `evidence` is where the outcomes of both models are kept.
-    """
-    verdict = kept.verdict
 
-    def model(system: SystemUnderTest) -> dict[str, str]:
-        return {"label": system.label, "role": system.role, "uri": system.uri, "digest": system.digest}
+def _table_markdown(verdict: Verdict) -> list[str]:
+    table = verdict_table(verdict)
+    lines = [
+        f"| Metric | Baseline | Candidate | Difference (points) | {table.confidence} interval | Items |",
+        "|---|--:|--:|--:|:-:|--:|",
+    ]
+    for row in table.rows:
+        name = f"{row.metric}, {row.where}" if row.where else row.metric
+        name = f"**{_cell(name)}** (decides)" if row.decides else _cell(name)
+        lines.append(f"| {name} | {row.baseline} | {row.candidate} | {row.difference} | {row.interval} | {row.items} |")
+    if table.left_out:
+        lines += ["", f"{table.left_out:,} more slices are in the report and in verdict.json."]
+    return [*lines, ""]
 
-    return {
-        "name": name,
-        "created": created.isoformat(timespec="seconds"),
-        "verdict": verdict.outcome.value,
-        "reasons": list(verdict.reasons),
-        "metrics": {
-            row.metric: {
-                "baseline": row.baseline,
-                "baseline_interval": [row.baseline_low, row.baseline_high],
-                "candidate": row.candidate,
-                "candidate_interval": [row.candidate_low, row.candidate_high],
-                "difference": row.difference,
-                "interval": [row.low, row.high],
-                "confidence": row.confidence,
-                "method": row.method,
-                "n": row.n,
-            }
-            for row in verdict.metrics
-        },
-        "policy": verdict.policy.model_dump(mode="json"),
-        "p_value": verdict.p_value,
-        "wins": verdict.wins,
-        "losses": verdict.losses,
-        "ties": verdict.ties,
-        "n": verdict.n,
-        "items_to_settle": verdict.items_to_settle,
-        "looks": verdict.looks,
-        "digests": {**verdict.digests, "raw_data": raw.digest, "artefact": verdict.candidate.digest},
-        "candidate": model(verdict.candidate),
-        "baseline": model(verdict.baseline),
-        "registered": registered.model_dump(mode="json") if registered else None,
-        "evidence": kept.uri,
-        "links": dict(links),
-    }
+
+def _table_row(row: MetricComparison, verdict: Verdict, confidence: float) -> TableRow:
+    where = place(row.slice, row.suite)
+    bounds = f"{points(row.low)} to {points(row.high)}"
+    return TableRow(
+        metric=metric_name(row.metric),
+        where=where,
+        baseline=percent(row.baseline),
+        candidate=percent(row.candidate),
+        difference=points(row.difference),
+        interval=bounds if row.confidence == confidence else f"{bounds} ({_confidence(row.confidence)})",
+        items=f"{row.n:,}",
+        decides=not where and row.metric == verdict.policy.metric,
+    )
+
+
+def _confidence(confidence: float) -> str:
+    """A confidence in percent, with as many digits as it takes: 0.9 is "90 %", 0.9875 is "98.75 %"."""
+    return f"{round(100 * confidence, 2):g} %"
+
+
+def _quoted(sentence: str, release: Placed) -> list[str]:
+    """What a person decided, and their words, as a quotation; nothing where there was none."""
+    if not sentence:
+        return []
+    comment = f": {_plain(release.reason)}" if release.reason else "."
+    return [f"> **{_plain(sentence)}**{comment}", ""]
+
+
+def _plain(text: str) -> str:
+    """What a person wrote, so that Markdown takes none of it as its own."""
+    return "".join(f"\\{sign}" if sign in "\\`*_[]<>|#~" else sign for sign in one_line(text))
 
 
 def _link(name: str, address: str) -> str:
     """A link, or a path to copy: no browser follows a link from a served page to a file."""
     if address.startswith(("http://", "https://")):
         return f"[{name}]({address})"
-    return f"{name}: `{unquote(address.removeprefix('file://'))}`"
+    return f"{name}: `{to_copy(address)}`"
 
 
 def _cell(text: str) -> str:

@@ -10,8 +10,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from tasks.contracts.numbers import metric_name, percent, points
-from tasks.contracts.references import ClassScore, EvaluationSummary, ItemOutcome, MetricComparison, Verdict
+from tasks.contracts.numbers import points
+from tasks.contracts.references import ClassScore, EvaluationSummary, ItemOutcome
 
 MAX_MATRIX = 15  # classes; a larger matrix cannot be read, so its largest cells are listed instead
 MAX_QUARANTINE = 50  # refused rows that are shown; all of them are in the quarantine file
@@ -55,77 +55,6 @@ def scale(values: Sequence[float], ticks: int = 5) -> Scale:
     step = next(factor * magnitude for factor in (1, 2, 2.5, 5, 10) if factor * magnitude >= raw * 0.999)
     bottom, top = math.floor(low / step + 1e-9) * step, math.ceil(high / step - 1e-9) * step
     return Scale(bottom, top if top > bottom else bottom + step, step)
-
-
-# -- metrics ------------------------------------------------------------------------------------------------------
-
-
-class MetricView(NamedTuple):
-    """A row of the table of metrics, and its interval as a mark on the common scale."""
-
-    name: str
-    decides: bool
-    baseline: str
-    baseline_range: str
-    candidate: str
-    candidate_range: str
-    difference: str
-    interval: str
-    method: str
-    n: int
-    direction: str
-    left: float
-    width: float
-    dot: float
-
-
-class Forest(NamedTuple):
-    """All metrics on one scale of percentage points."""
-
-    rows: list[MetricView]
-    ticks: list[Tick]
-    zero: float
-    margin: float | None
-
-
-def forest(verdict: Verdict) -> Forest:
-    """The metrics of a verdict against zero, and against the margin where the policy sets one."""
-    margin = verdict.policy.min_improvement
-    shown = [row for row in verdict.metrics if not row.metric.startswith("field:")]  # these have a table of their own
-    ends = [end for row in shown for end in (row.low, row.high)]
-    axis = scale([*ends, 0.0, margin])
-    return Forest(
-        rows=[_metric_view(row, axis, verdict) for row in shown],
-        ticks=[Tick(axis.at(value), points(value).removesuffix(".0")) for value in axis.values()],
-        zero=axis.at(0.0),
-        margin=axis.at(margin) if margin else None,
-    )
-
-
-def _metric_view(row: MetricComparison, axis: Scale, verdict: Verdict) -> MetricView:
-    decides = row.metric == verdict.policy.metric
-    bar = verdict.policy.min_improvement if decides else 0.0
-    direction = "better" if row.low > bar else "worse" if row.high < bar else "open"
-    return MetricView(
-        name=metric_name(row.metric),
-        decides=decides,
-        baseline=percent(row.baseline),
-        baseline_range=_range(row.baseline_low, row.baseline_high),
-        candidate=percent(row.candidate),
-        candidate_range=_range(row.candidate_low, row.candidate_high),
-        difference=points(row.difference),
-        interval=f"{points(row.low)} to {points(row.high)}",
-        method=row.method,
-        n=row.n,
-        direction=direction,
-        left=axis.at(row.low),
-        width=round(axis.at(row.high) - axis.at(row.low), 3),
-        dot=axis.at(row.difference),
-    )
-
-
-def _range(low: float, high: float) -> str:
-    return f"{100 * low:.1f} – {100 * high:.1f}"
 
 
 # -- classes ------------------------------------------------------------------------------------------------------
@@ -224,49 +153,77 @@ def confusion(outcomes: Sequence[ItemOutcome], labels: Sequence[str]) -> Confusi
 
 
 class ChangedItem(NamedTuple):
-    """An item on which the two models differ; `start` is what a folded long text shows, "" for a short one."""
+    """An item on which one model does better; `start` is what a folded long text shows, "" for a short one.
+
+    `before_score` and `after_score` are "" for a metric of right or wrong. `tied_to` names slice and group, if any.
+    """
 
     id: str
     target: str
     before: str
     after: str
+    before_score: str
+    after_score: str
+    tied_to: str
     text: str
     start: str
 
 
 class Changes(NamedTuple):
-    """How the two models' right and wrong items go together."""
+    """How the two models' items go together: `gained` the candidate does better, `lost` the baseline.
 
-    both_right: int
-    both_wrong: int
+    `same` holds what the others are called and how many there are; `words` what gained and lost are called.
+    """
+
+    metric: str
+    words: tuple[str, str]
     gained: list[ChangedItem]
     lost: list[ChangedItem]
+    same: list[tuple[str, int]]
 
 
 def changes(baseline: Sequence[ItemOutcome], candidate: Sequence[ItemOutcome], metric: str) -> Changes:
-    """The items that went from wrong to right (gained) and from right to wrong (lost)."""
+    """The items on which the deciding metric went up (gained) and down (lost), the largest change first.
+
+    Macro-F1 has no score of an item; there an item counts by whether its answer is right.
+    """
+    scored = metric if metric in baseline[0].scores else "exact_match"
     after = {outcome.id: outcome for outcome in candidate}
-    counts: Counter[tuple[bool, bool]] = Counter()
-    gained: list[ChangedItem] = []
-    lost: list[ChangedItem] = []
-    for before in baseline:
-        pair = (before.scores[metric] == 1.0, after[before.id].scores[metric] == 1.0)
-        counts[pair] += 1
-        if pair[0] != pair[1]:
-            item = ChangedItem(
-                id=before.id,
-                target=before.target,
-                before=before.prediction,
-                after=after[before.id].prediction,
-                text=before.text,
-                start=before.text[: LONG_TEXT // 2].rstrip() if len(before.text) > LONG_TEXT else "",
-            )
-            (gained if pair[1] else lost).append(item)
+    pairs = [(before, after[before.id], before.scores[scored], after[before.id].scores[scored]) for before in baseline]
+    graded = any(score not in (0.0, 1.0) for *_, first, second in pairs for score in (first, second))
+    ordered = sorted(pairs, key=lambda pair: (-abs(pair[3] - pair[2]), pair[0].target, pair[0].id))
+    kept = Counter(first for *_, first, second in pairs if first == second)
+    if graded:
+        same = [("score the same in both", kept.total())]
+    elif scored == "exact_match":
+        same = [("right in both", kept[1.0]), ("wrong in both", kept[0.0])]
+    else:
+        same = [("score 1 in both", kept[1.0]), ("score 0 in both", kept[0.0])]
+    return Changes(
+        metric=scored,
+        words=("from wrong to right", "from right to wrong") if scored == "exact_match" and not graded
+        else ("score higher in the candidate", "score lower in the candidate"),
+        gained=[_changed(*pair, graded) for pair in ordered if pair[3] > pair[2]],
+        lost=[_changed(*pair, graded) for pair in ordered if pair[3] < pair[2]],
+        same=same,
+    )  # fmt: skip
 
-    def order(item: ChangedItem) -> tuple[str, str]:
-        return item.target, item.id
 
-    return Changes(counts[True, True], counts[False, False], sorted(gained, key=order), sorted(lost, key=order))
+def _changed(before: ItemOutcome, after: ItemOutcome, first: float, second: float, graded: bool) -> ChangedItem:
+    tied_to = [
+        f"{name} {value}" for name, value in (("slice", before.slice), ("group", before.group)) if value is not None
+    ]
+    return ChangedItem(
+        id=before.id,
+        target=before.target,
+        before=before.prediction,
+        after=after.prediction,
+        before_score=f"{first:.2f}" if graded else "",
+        after_score=f"{second:.2f}" if graded else "",
+        tied_to=", ".join(tied_to),
+        text=before.text,
+        start=before.text[: LONG_TEXT // 2].rstrip() if len(before.text) > LONG_TEXT else "",
+    )
 
 
 # -- curves -------------------------------------------------------------------------------------------------------

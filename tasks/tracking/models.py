@@ -31,7 +31,8 @@ class RegisteredFiles:
         version: its version.
         tags: the version's tags.
         root: folder of the whole pyfunc model.
-        artifacts: the model's artefacts by name ("model", "adapter", "task", "verdict"), folders or files.
+        artifacts: the model's artefacts by name, folders or files: "model" and "task", and where a verdict let it in
+            "adapter", "verdict", "certificate" and "evidence".
     """
 
     name: str
@@ -83,8 +84,13 @@ def model_folder(uri: str, execution: ExecutionSpec) -> Path:
     return folder
 
 
-def registered_files(uri: str, execution: ExecutionSpec) -> RegisteredFiles:
+def registered_files(uri: str, execution: ExecutionSpec, *, checked: bool = True) -> RegisteredFiles:
     """The files of a registered version, used in place where the registry keeps them on this machine, else downloaded.
+
+    Args:
+        uri: `models:/<name>@<alias>` or `models:/<name>/<version>`.
+        execution: where store and registry are.
+        checked: refuse files that do not have the registered digest; False is for who checks them otherwise.
 
     Raises:
         ModelError: there is no such version, or it was not registered by Goldgate.
@@ -96,7 +102,7 @@ def registered_files(uri: str, execution: ExecutionSpec) -> RegisteredFiles:
     root = _local_root(version, execution)
     artifacts = _artifacts(root, shown)
     expected = version.tags.get(MERGED_DIGEST)
-    if expected is not None and digest_folder(artifacts["model"]) != expected:
+    if checked and expected is not None and digest_folder(artifacts["model"]) != expected:
         raise RegistryError(
             f"The files of {shown} are not those that were registered (their sha256 differs).",
             where=str(artifacts["model"]),

@@ -71,9 +71,9 @@ class TrackedRun:
         if entry not in listed:
             self.client.set_tag(self.id, _TABLES, json.dumps([*listed, entry]))
 
-    def log_artifact(self, path: Path) -> None:
-        """Keep a file, or a folder with all that is in it, under its own name."""
-        self.client.log_artifact(self.id, str(path), artifact_path=path.name if path.is_dir() else None)
+    def log_artifact(self, path: Path, into: str | None = None) -> None:
+        """Keep a file, or a folder with all that is in it, under its own name; `into` is a folder of the run."""
+        self.client.log_artifact(self.id, str(path), artifact_path=into)
 
     def log_dataset(self, name: str, digest: str, source: str, rows: int) -> None:
         """Name a dataset that the run read. MLflow shows the digest's first 36 characters; its profile has all."""

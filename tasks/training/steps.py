@@ -71,23 +71,34 @@ def train_adapter(request: TrainRequest) -> TrainedModelRef:
     return reference
 
 
-def find_trained(request: TrainRequest) -> TrainedModelRef:
-    """What another worker made of this request, found in the store that both share.
+def find_trained(request: TrainRequest) -> TrainedModelRef | None:
+    """What was made of this request before; None when it has to be trained."""
+    return _kept(request, reused=True)
+
+
+def fetch_trained(request: TrainRequest) -> TrainedModelRef:
+    """What another worker has just made of this request, found in the store that both share.
 
     Raises:
         TrainingError: it is not there.
     """
-    store = open_store(request.execution)
-    config, inputs = _recipe(request)
-    artefact = store.find("train", fingerprint("train", _TRAIN_VERSION, config, inputs))
-    if artefact is None:
+    trained = _kept(request, reused=False)
+    if trained is None:
         raise TrainingError(
             "The training run has ended well, but its model is not in the store of this run.",
             where=request.execution.store,
             fix="give all workers one `execution.store` that all can reach, and the same version of Goldgate",
         )
-    say_done("train", _result(artefact).sentence(), reused=False)
-    return _reference(artefact)
+    return trained
+
+
+def _kept(request: TrainRequest, *, reused: bool) -> TrainedModelRef | None:
+    config, inputs = _recipe(request)
+    artefact = open_store(request.execution).find("train", fingerprint("train", _TRAIN_VERSION, config, inputs))
+    if artefact is None:
+        return None
+    say_done("train", _result(artefact).sentence(), reused=reused)
+    return _reference(artefact).model_copy(update={"reused": reused})
 
 
 def _recipe(request: TrainRequest) -> tuple[dict[str, Any], dict[str, str]]:

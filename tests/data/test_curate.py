@@ -14,11 +14,12 @@ import pytest
 
 from tasks.contracts.errors import DataError
 from tasks.contracts.progress import Progress
-from tasks.contracts.references import GoldenSetRef
+from tasks.contracts.references import CONTAMINATION_FILE, ContaminationReport, GoldenSetRef
 from tasks.contracts.rows import Message, Row, read_rows, write_rows
 from tasks.contracts.spec import CurateSpec, Guard, TaskSpec
+from tasks.data import curate as module
 from tasks.data.curate import curate
-from tasks.data.similar import NearDuplicates, profile_texts
+from tasks.data.similar import NGRAM_WORDS, NearDuplicates, normalise, profile_texts
 from tests.data.toy_data import CLASSIFY, EXTRACT, LABELS, read_lines, rows, sentence
 
 FEW = {Guard.FEW_ROWS: "toy rows for a test"}
@@ -29,6 +30,7 @@ class Splits(NamedTuple):
     dev: list[Row]
     removed: dict[str, tuple[str, str]]
     report: dict[str, Any]
+    contamination: ContaminationReport
     bytes: dict[str, bytes]
 
 
@@ -63,6 +65,7 @@ def run(
         list(read_rows(out / "dev.jsonl")),
         {entry["id"]: (entry["reason"], entry["detail"]) for entry in read_lines(out / "removed.jsonl")},
         json.loads((out / "report.json").read_text()),
+        ContaminationReport.model_validate_json((out / CONTAMINATION_FILE).read_text()),
         {path.name: path.read_bytes() for path in out.iterdir()},
     )
     assert (curated.train, curated.dev) == (len(splits.train), len(splits.dev))
@@ -134,6 +137,151 @@ def test_what_overlaps_the_golden_set_is_removed(tmp_path: Path) -> None:
     assert splits.removed == expected
     assert "fine" in ids(splits.train) | ids(splits.dev)
     assert splits.report["golden"] == {"digest": "d" * 64, "items": 20}
+
+
+MEASURES = (
+    "golden_item",
+    "golden_same_id",
+    "golden_same_text",
+    "golden_same_group",
+    "golden_near_duplicate",
+    "golden_ngram",
+)
+
+
+def test_clean_splits_are_reported_clean(tmp_path: Path) -> None:
+    records, golden, _ = planted()
+    splits = run(tmp_path, records, golden, near_duplicate=0.7)
+    assert splits.contamination == ContaminationReport(
+        golden_digest="d" * 64,
+        golden_items=20,
+        rows=len(splits.train) + len(splits.dev),
+        near_duplicate=0.7,
+        ngram_words=13,
+        measures=MEASURES,
+        found={},
+    )
+
+
+def nothing_removed(rows: Sequence[Row], profiles: Any, index: Any) -> tuple[list[int], list[Any]]:
+    """Stands for a first removal that overlooks everything."""
+    return list(range(len(rows))), []
+
+
+def test_a_leak_that_the_first_removal_overlooks_is_found_in_the_splits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records, golden, expected = planted()
+    monkeypatch.setattr(module, "_without_golden", nothing_removed)
+    splits = run(tmp_path, records, golden)
+    assert expected.keys() <= ids(splits.train) | ids(splits.dev)
+    assert splits.contamination.found == dict.fromkeys(MEASURES, 1)
+    assert splits.contamination.rows == len(records)
+
+
+def test_both_splits_are_looked_through_and_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    records, golden = rows(300), rows(300)[:60]
+    monkeypatch.setattr(module, "_without_golden", nothing_removed)
+    splits = run(tmp_path, records, golden, max_train_rows=100, dev_share=0.3)
+    leaked = {item["id"] for item in golden}
+    in_train, in_dev = (len(leaked & ids(split)) for split in (splits.train, splits.dev))
+    assert min(in_train, in_dev) > 0
+    assert in_train + in_dev < 60  # the others are over the limit, and training never sees them
+    assert splits.contamination.found == {"golden_item": in_train + in_dev}
+    assert splits.contamination.rows == len(splits.train) + len(splits.dev) < 300
+
+
+def shingles_of(text: str) -> set[tuple[str, ...]]:
+    words = normalise(text).split()
+    return {tuple(words[at : at + 3]) for at in range(len(words) - 2)}
+
+
+def similarity(one: str, other: str) -> float:
+    """Jaccard similarity of word 3-shingles, worked out plainly."""
+    first, second = shingles_of(one), shingles_of(other)
+    return len(first & second) / len(first | second)
+
+
+def shares_a_run(one: str, other: str) -> bool:
+    """Whether two texts have a run of 13 words in common, worked out plainly."""
+    runs = [
+        {tuple(words[at : at + NGRAM_WORDS]) for at in range(len(words) - NGRAM_WORDS + 1)}
+        for words in (normalise(one).split(), normalise(other).split())
+    ]
+    return bool(runs[0] & runs[1])
+
+
+def edited(text: str, draw: random.Random, changes: int) -> str:
+    """The text with so many of its words replaced."""
+    words = text.split()
+    for position in draw.sample(range(len(words)), changes):
+        words[position] = f"other{draw.randrange(100_000)}"
+    return " ".join(words)
+
+
+def leak(measure: str, item: dict[str, Any], draw: random.Random) -> dict[str, Any]:
+    """A row that is a golden item in the way of one measure, and as well as can be in no stronger way."""
+    words = item["text"].split()
+    match measure:
+        case "golden_item":
+            return {"id": item["id"], "text": item["text"]}
+        case "golden_same_id":
+            return {"id": item["id"], "text": sentence(draw, 60)}
+        case "golden_same_text":
+            dressed = "".join(draw.choice((sign.upper(), sign)) for sign in item["text"]).replace(" ", "\u00a0 \n", 5)
+            return {"text": f"\t{dressed}  "}
+        case "golden_same_group":
+            return {"text": sentence(draw, 60), "group": item["group"]}
+        case "golden_near_duplicate":
+            return {"text": draw.choice((edited(item["text"], draw, 2), edited(item["text"], draw, 1) + " so it is"))}
+        case "golden_ngram":
+            start = draw.randrange(len(words) - NGRAM_WORDS)
+            run_ = " ".join(words[start : start + NGRAM_WORDS])
+            return {"text": f"{sentence(draw, draw.randrange(40))} {run_}, {sentence(draw, draw.randrange(30, 60))}"}
+        case _:
+            raise ValueError(measure)
+
+
+@pytest.mark.parametrize("measure", MEASURES)
+def test_every_planted_leak_is_found_and_nothing_else(measure: str, tmp_path: Path) -> None:
+    draw = random.Random(measure)
+    golden = [
+        {"id": f"g{n}", "text": sentence(draw, 60), "label": LABELS[n % 2], "group": f"case {n}"} for n in range(150)
+    ]
+    leaks = [{"id": f"leak-{n}", "label": LABELS[n % 2]} | leak(measure, one, draw) for n, one in enumerate(golden)]
+    if measure == "golden_near_duplicate":
+        assert all(similarity(row["text"], item["text"]) >= 0.8 for row, item in zip(leaks, golden, strict=True))
+    # Every fifth word replaced: plainly about the same, but under the threshold and without a long run in common.
+    distant = []
+    for number, item in enumerate(golden):
+        words = item["text"].split()
+        words[::5] = [f"else{draw.randrange(100_000)}" for _ in words[::5]]
+        text = " ".join(words)
+        assert similarity(text, item["text"]) < 0.8
+        assert not shares_a_run(text, item["text"])
+        distant.append({"id": f"far-{number}", "text": text, "label": LABELS[number % 2]})
+    splits = run(tmp_path, [*rows(200), *leaks, *distant], golden)
+    assert {name: reason for name, (reason, _) in splits.removed.items()} == {row["id"]: measure for row in leaks}
+    assert splits.contamination.found == {}
+
+
+def test_near_duplicates_are_found_right_up_to_the_threshold(tmp_path: Path) -> None:
+    """Leaks of every similarity: those at or over the threshold are all found, those under it all stay."""
+    draw = random.Random(21)
+    golden = [{"id": f"g{n}", "text": sentence(draw, 60), "label": LABELS[n % 2]} for n in range(120)]
+    near = [
+        {"id": f"near-{n}", "text": edited(item["text"], draw, 1 + n % 12), "label": LABELS[n % 2]}
+        for n, item in enumerate(golden)
+    ]
+    splits = run(tmp_path, [*rows(200), *near], golden)
+    expected = {}
+    for row, item in zip(near, golden, strict=True):
+        if similarity(row["text"], item["text"]) >= 0.8:
+            expected[row["id"]] = "golden_near_duplicate"
+        elif shares_a_run(row["text"], item["text"]):
+            expected[row["id"]] = "golden_ngram"
+    assert {name: reason for name, (reason, _) in splits.removed.items()} == expected
+    assert Counter(expected.values()) == {"golden_near_duplicate": 20, "golden_ngram": 82}  # and 18 stay
 
 
 def test_short_texts_leak_by_equality_alone(tmp_path: Path) -> None:

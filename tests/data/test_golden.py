@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 
-from tasks.contracts.errors import DataError, GoldenSetError, StoreError
+from tasks.contracts.errors import DataError, GoldenSetError, SpecError, StoreError
 from tasks.contracts.rows import Message, Row, read_rows
-from tasks.contracts.spec import RetrainSpec
+from tasks.contracts.spec import MetricGuard, Policy, RetrainSpec, SuiteSpec
 from tasks.data import golden as module
-from tasks.data.golden import choose, freeze, open_golden
+from tasks.data.golden import choose, freeze, open_golden, open_suite
 from tasks.data.similar import NearDuplicates, profile_texts
 from tasks.store import digest_file
 from tests.data.toy_data import CHAT, CLASSIFY, EXTRACT, LABELS, read_lines, rows, sentence
@@ -119,11 +119,79 @@ def test_a_digest_of_the_spec_has_to_match(frozen: RetrainSpec) -> None:
         open_golden(with_digest("0" * 64))
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"digest": "x"}'])
-def test_a_broken_manifest(content: str, frozen: RetrainSpec) -> None:
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("{", "Expecting property name"),
+        ("[]", "it lacks digest, items, name or task"),
+        ('{"digest": "x"}', "it lacks digest, items, name or task"),
+        ('{"digest": "x", "items": 1, "name": "n", "task": {"kind": "poem"}}', r"task\.kind: Input should be"),
+    ],
+)
+def test_a_broken_manifest(content: str, why: str, frozen: RetrainSpec) -> None:
     (Path(frozen.golden.path) / "golden.json").write_text(content)
-    with pytest.raises(GoldenSetError, match="manifest of the golden set cannot be read"):
+    with pytest.raises(GoldenSetError, match=f"manifest of the golden set cannot be read: {why}") as caught:
         open_golden(frozen)
+    assert "\n" not in caught.value.what
+
+
+# -- suites -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def suite(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> SuiteSpec:
+    """A frozen set of 20 items of another task than the run's."""
+    skip_suites(monkeypatch)
+    records = [record | {"label": {"amount": n}} for n, record in enumerate(rows(60))]
+    freeze(make_spec(records, EXTRACT, items=20, golden={"path": str(tmp_path / "prices")}))
+    return SuiteSpec(name="arithmetic", path=str(tmp_path / "prices"))
+
+
+def guarded(spec: RetrainSpec, suite: SuiteSpec, metric: str = "exact_match") -> RetrainSpec:
+    guard = MetricGuard(metric=metric, suite=suite.name, margin=0.05)
+    return spec.model_copy(update={"suites": (suite,), "policy": Policy(guards=(guard,))})
+
+
+def test_a_suite_brings_its_own_task(suite: SuiteSpec, make_spec: MakeSpec) -> None:
+    spec = guarded(make_spec(rows(60)), suite)
+    assert spec.task == CLASSIFY
+    opened = open_suite(suite, spec)
+    assert (opened.name, opened.task) == ("arithmetic", EXTRACT)
+    assert opened.frozen.path == suite.path
+    assert (opened.frozen.items, opened.frozen.digest) == (20, digest_file(Path(suite.path) / "items.jsonl"))
+
+
+def test_a_suite_is_checked_byte_by_byte(suite: SuiteSpec, make_spec: MakeSpec) -> None:
+    spec = guarded(make_spec(rows(60)), suite)
+    items = Path(suite.path) / "items.jsonl"
+    digest = digest_file(items)
+    assert open_suite(suite.model_copy(update={"digest": digest}), spec).frozen.digest == digest
+    with pytest.raises(GoldenSetError, match=f"expected sha256 {'0' * 64}, found {digest}"):
+        open_suite(suite.model_copy(update={"digest": "0" * 64}), spec)
+    items.write_bytes(items.read_bytes().replace(b"w", b"v", 1))
+    with pytest.raises(GoldenSetError, match=f"The golden set was changed: expected sha256 {digest}") as caught:
+        open_suite(suite, spec)
+    assert caught.value.where == str(items)
+
+
+def test_a_suite_that_is_not_frozen_is_refused(make_spec: MakeSpec, tmp_path: Path) -> None:
+    missing = SuiteSpec(name="general", path=str(tmp_path / "nowhere"))
+    with pytest.raises(GoldenSetError, match="not frozen yet") as caught:
+        open_suite(missing, guarded(make_spec(rows(60)), missing))
+    assert caught.value.where == str(tmp_path / "nowhere")
+
+
+def test_a_guard_asks_a_suite_for_what_its_task_has(suite: SuiteSpec, make_spec: MakeSpec) -> None:
+    spec = make_spec(rows(60))
+    assert open_suite(suite, guarded(spec, suite, "field:amount")).name == "arithmetic"
+    with pytest.raises(SpecError) as caught:
+        open_suite(suite, guarded(spec, suite, "macro_f1"))
+    assert caught.value.what == (
+        "policy.guards asks the suite arithmetic for macro_f1, and its task has exact_match, valid_output, "
+        "field:amount, field_match."
+    )
+    other = guarded(spec, suite.model_copy(update={"name": "other"}), "macro_f1")  # is about another suite
+    assert open_suite(suite, other).name == "arithmetic"
 
 
 def test_missing_items(frozen: RetrainSpec) -> None:

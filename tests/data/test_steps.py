@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 
 from tasks.contracts.errors import DataError
-from tasks.contracts.spec import ExecutionSpec, Guard, RetrainSpec
+from tasks.contracts.references import CONTAMINATION_FILE, ContaminationReport
+from tasks.contracts.spec import ExecutionSpec, Guard, MetricGuard, Policy, RetrainSpec, SuiteSpec
 from tasks.data.golden import freeze
-from tasks.data.steps import curate_dataset, ingest_dataset, open_golden_set, validate_dataset
+from tasks.data.steps import curate_dataset, ingest_dataset, open_golden_set, open_suites, validate_dataset
+from tasks.store import Store
 from tests.data.toy_data import read_lines, rows, write_lines
 
 MakeSpec = Callable[..., RetrainSpec]
@@ -31,6 +33,11 @@ def test_from_source_to_splits(make_spec: MakeSpec, tmp_path: Path) -> None:
     assert (raw.rows, valid.rows, valid.quarantined) == (202, 200, 2)
     assert (splits.train_rows, splits.dev_rows, splits.removed) == (144, 16, {"golden_item": 40})
     assert [ref.reused for ref in (raw, valid, splits)] == [False] * 3
+    store = Store(spec.execution.store)
+    kept = (store.files(store.open(splits.uri)) / CONTAMINATION_FILE).read_text()
+    contamination = ContaminationReport.model_validate_json(kept)
+    assert (contamination.golden_digest, contamination.golden_items) == (golden.digest, 40)
+    assert (contamination.rows, contamination.found) == (160, {})
     assert Path(valid.data_docs).is_file()
     quarantine = read_lines(Path(valid.data_docs).parent.parent / "quarantine.jsonl")
     assert [(entry["id"], entry["line"], entry["reasons"]) for entry in quarantine] == [
@@ -81,6 +88,21 @@ def test_a_quarantine_outlives_the_failed_step(make_spec: MakeSpec, tmp_path: Pa
     assert str(quarantine) in caught.value.where
     assert [entry["id"] for entry in read_lines(quarantine)] == ["bad"]
     assert not list((tmp_path / "store/validate").rglob("*.jsonl"))
+
+
+def test_every_suite_is_opened_and_named(make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("tasks.data.steps.say_done", lambda step, summary, *, reused: said.append(f"{step}: {summary}"))
+    spec = make_spec(rows(60), items=20)
+    assert open_suites.fn(spec) == ()
+    assert said == []
+
+    freeze(spec)
+    suites = tuple(SuiteSpec(name=name, path=spec.golden.path) for name in ("general", "old"))
+    guards = tuple(MetricGuard(suite=suite.name, margin=0.1) for suite in suites)
+    opened = open_suites.fn(spec.model_copy(update={"suites": suites, "policy": Policy(guards=guards)}))
+    assert [suite.name for suite in opened] == ["general", "old"]
+    assert said == ["suites: general (20 items), old (20 items)"]
 
 
 def test_the_steps_import_nothing_heavy() -> None:

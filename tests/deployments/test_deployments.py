@@ -15,7 +15,7 @@ from prefect.events.schemas.automations import AutomationCore
 from prefect.flows import Flow, load_flow_from_entrypoint
 from prefect.utilities.callables import parameter_schema
 from prefect.utilities.importtools import import_object
-from prefect.utilities.schema_tools import validate
+from prefect.utilities.schema_tools import ValidationError, validate
 from prefect.utilities.templating import apply_values
 
 from goldgate import services
@@ -75,6 +75,65 @@ def test_parameters_fit_the_flow(deployment: dict[str, Any]) -> None:
     assert flow.validate_parameters(parameters).keys() >= parameters.keys()  # what the run checks when it starts
 
 
+def retrain_schema() -> dict[str, Any]:
+    return parameter_schema(load_flow_from_entrypoint("flows.retrain.retrain")).model_dump_for_openapi()
+
+
+def test_a_persons_word_is_optional_and_comes_last_in_the_form() -> None:
+    schema = retrain_schema()
+    parameters = sorted(schema["properties"], key=lambda name: schema["properties"][name]["position"])
+    assert parameters == ["spec", "override", "approval"]
+    assert schema["required"] == ["spec"]
+    spec = parameters_of(DEPLOYMENTS[0])["spec"]
+    for people in ({}, {"override": None, "approval": None}):
+        validate({"spec": spec, **people}, schema, raise_on_error=True)
+    validate({"spec": spec, "override": {"by": "Ada", "reason": "hotfix, read by hand"}}, schema, raise_on_error=True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "field"),
+    [
+        ({"override": {"by": "Ada", "reason": "so"}}, "override"),
+        ({"override": {"reason": "hotfix, read by hand"}}, "override"),
+        ({"approval": {"by": "Ada", "comment": "fine", "candidate": "f" * 64}}, "approval"),  # no default approves
+        ({"approval": {"approve": True, "by": "", "comment": "fine", "candidate": "f" * 64}}, "approval"),
+        ({"approval": {"approve": True, "by": "Ada", "comment": "fine", "candidate": "champion"}}, "approval"),
+        ({"spec": {"policy": {"looks": "sometimes"}}}, "spec.policy.looks"),
+        ({"spec": {"policy": {"guards": [{"metric": "exact_match", "margin": 2.0}]}}}, "spec.policy.guards"),
+        ({"spec": {"policy": {"approval_hours": 0}}}, "spec.policy.approval_hours"),
+        ({"spec": {"suites": [{"name": "Old", "path": "old"}]}}, "spec.suites[0].name"),
+    ],
+    ids=str,
+)
+def test_what_the_server_refuses_before_a_run_is_made(changed: dict[str, Any], field: str) -> None:
+    preset = parameters_of(DEPLOYMENTS[0])["spec"]
+    parameters = {"spec": preset} | changed
+    parameters["spec"] = preset | changed.get("spec", {})
+    with pytest.raises(ValidationError, match=re.escape(field)):
+        validate(parameters, retrain_schema(), raise_on_error=True)
+
+
+def test_every_field_of_the_form_says_what_it_is() -> None:
+    schema = retrain_schema()
+    for name, parameter in schema["properties"].items():
+        assert parameter.get("description"), name
+    for title, record in schema["definitions"].items():
+        for name, field in record.get("properties", {}).items():
+            described = schema["definitions"].get(field.get("$ref", "").removeprefix("#/definitions/"), field)
+            assert described.get("description"), f"{title}.{name}"
+            assert "position" in field, f"{title}.{name}"
+
+
+def test_an_evaluation_withholds_scores_where_the_policy_is_a_ladder(tmp_path: Path) -> None:
+    from goldgate.presets import load
+
+    example = ROOT / "examples/complaints/complaints.yaml"
+    assert load(str(example))["evaluation"]["withhold_scores"] is False
+    config = yaml.safe_load(example.read_text()) | {"policy": {"looks": "ladder"}}
+    (tmp_path / "ladder.yaml").write_text(yaml.safe_dump(config))
+    assert load(str(tmp_path / "ladder.yaml"))["evaluation"]["withhold_scores"] is True
+
+
 @pytest.mark.parametrize("deployment", [one for one in DEPLOYMENTS if one.get("parameters")], ids=full_name)
 def test_preset_is_the_example(deployment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOLDGATE_STORE", str(tmp_path))
@@ -83,8 +142,9 @@ def test_preset_is_the_example(deployment: dict[str, Any], tmp_path: Path, monke
     spec = kind.model_validate(parameters_of(deployment)["spec"])
     example = load_spec(ROOT / "examples" / name / f"{name}.yaml")
 
+    expected = example if kind is RetrainSpec else example.evaluation()
     for field in kind.model_fields.keys() - {"execution"}:
-        assert getattr(spec, field) == getattr(example, field), field
+        assert getattr(spec, field) == getattr(expected, field), field
     assert Path(spec.golden.path) == ROOT / "examples" / name / "golden"
     assert spec.execution.store == str(tmp_path)
     assert spec.execution.tracking_uri is None  # the worker's own

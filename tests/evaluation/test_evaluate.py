@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from hashlib import sha256
 
 import pytest
 
@@ -12,7 +13,7 @@ from tasks.contracts.progress import ProgressListener, ignore_progress
 from tasks.contracts.prompt import Decoding, Prompt, Shot, base_prompt, decoding_for, tuned_prompt
 from tasks.contracts.references import SystemUnderTest
 from tasks.contracts.rows import Message, Row
-from tasks.contracts.spec import EvaluateSpec, Metric, TaskSpec
+from tasks.contracts.spec import EvaluateSpec, TaskSpec
 from tasks.evaluation.baseline import PromptScore, best, score_prompts
 from tasks.evaluation.engines import Answer, check_engine, engine_identity
 from tasks.evaluation.evaluate import evaluate
@@ -89,12 +90,38 @@ def test_sets_that_cannot_be_evaluated_on(items: list[Row], message: str) -> Non
 def test_the_better_prompt_on_dev_is_the_baselines() -> None:
     prompts = [base_prompt(TASK), base_prompt(TASK, (Shot(user="text", assistant="card"),))]
     scored = score_prompts(
-        Scripted(("card", "loan")), prompts, rows("card", "card", "card"), 2, TASK, DECODING, Metric.EXACT_MATCH,
+        Scripted(("card", "loan")), prompts, rows("card", "card", "card"), 2, TASK, DECODING, "exact_match",
         ignore_progress,
     )  # fmt: skip
     assert [one.score for one in scored] == [0.5, 1.0], "two rows of three were asked"
     assert best(scored).prompt == prompts[1]
     assert best([PromptScore(prompts[0], 0.5), PromptScore(prompts[1], 0.5)]).prompt == prompts[0], "the shorter one"
+
+
+def test_the_policys_metric_chooses_the_prompt() -> None:
+    """Zero-shot answers are right on two of three rows and never say "loan"; the examples know both."""
+
+    class Halves(Scripted):
+        def answer(
+            self, prompt: Prompt, rows: Sequence[Row], decoding: Decoding, listener: ProgressListener
+        ) -> list[Answer]:
+            says = ["card", "loan", "loan"] if prompt.shots else ["card", "card", "card"]
+            return [Answer(text, 0.5, 10.0, 100, 2) for text in says]
+
+    prompts = [base_prompt(TASK), base_prompt(TASK, (Shot(user="text", assistant="card"),))]
+    dev = sorted(rows("card", "card", "loan"), key=lambda row: sha256(row.id.encode()).hexdigest())
+    dev = [replace(row, target=target) for row, target in zip(dev, ("card", "card", "loan"), strict=True)]
+    scored = {
+        metric: [
+            one.score for one in score_prompts(Halves(()), prompts, dev, 3, TASK, DECODING, metric, ignore_progress)
+        ]
+        for metric in ("exact_match", "macro_f1", "valid_output")
+    }
+    assert scored == {
+        "exact_match": pytest.approx([2 / 3, 2 / 3]),
+        "macro_f1": pytest.approx([(0.8 + 0) / 2, (2 / 3 + 2 / 3) / 2]),
+        "valid_output": [1.0, 1.0],
+    }
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tasks.contracts.errors import GoldenSetError
+from tasks.contracts.progress import Progress
 from tasks.contracts.prompt import base_prompt, tuned_prompt
 from tasks.contracts.references import (
     BaseModelRef,
@@ -15,11 +17,13 @@ from tasks.contracts.references import (
     GoldenSetRef,
     ItemOutcome,
     SplitsRef,
+    SuiteRef,
     SystemUnderTest,
 )
 from tasks.contracts.rows import Message, Row, write_rows
-from tasks.contracts.spec import EvaluateSpec, EvaluationSpec, RetrainSpec
-from tasks.evaluation.steps import choose_baseline_prompt, evaluate_system
+from tasks.contracts.spec import EvaluateSpec, EvaluationSpec, Policy, RetrainSpec, TaskSpec
+from tasks.evaluation.steps import choose_baseline_prompt, evaluate_on_suites, evaluate_system
+from tasks.runtime import display
 from tasks.store import Store, digest_file, digest_folder
 
 LABELS = ("billing", "support")
@@ -104,6 +108,84 @@ def test_items_reach_mlflow_as_a_table_that_its_evaluation_view_compares(
     table = json.loads(Path(client.download_artifacts(run.info.run_id, "eval_results_table.json")).read_text())
     assert table["columns"][:4] == ["id", "input", "target", "output"]
     assert [line[0] for line in table["data"]] == [f"r{n}" for n in range(8)]
+
+
+class Shown:
+    """A display that keeps what steps say."""
+
+    def __init__(self) -> None:
+        self.said: dict[str, str] = {}
+
+    def start(self, step: str) -> None:
+        return
+
+    def update(self, step: str, progress: Progress) -> None:
+        return
+
+    def finish(self, step: str, summary: str, *, reused: bool) -> None:
+        self.said[step] = summary
+
+
+@pytest.fixture
+def shown() -> Iterator[Shown]:
+    listening = Shown()
+    token = display.set(listening)
+    yield listening
+    display.reset(token)
+
+
+def test_a_repetition_is_wanted_for_its_own_sake(
+    spec: RetrainSpec, golden: GoldenSetRef, tiny_model: Path, shown: Shown
+) -> None:
+    asked = system(spec, tiny_model)
+    first = evaluate_system.fn(asked, golden, spec.evaluation())
+    again = evaluate_system.fn(asked, golden, spec.evaluation(), again=1)
+    assert (again.reused, again.fingerprint != first.fingerprint) == (False, True)
+    assert again.conditions == first.conditions, "the two can be compared"
+    assert evaluate_system.fn(asked, golden, spec.evaluation(), again=1).reused
+    assert evaluate_system.fn(asked, golden, spec.evaluation(), again=0).digest == first.digest
+    assert evaluate_system.fn(asked, golden, spec.evaluation(), on="old").reused, "what it is called is no matter"
+    assert shown.said.keys() == {"ask candidate", "ask candidate, old"}
+    assert f"exact_match {first.metrics['exact_match']:.3f}" in shown.said["ask candidate"]
+
+
+def test_scores_can_be_withheld(spec: RetrainSpec, golden: GoldenSetRef, tiny_model: Path, shown: Shown) -> None:
+    from tasks.tracking import connect
+
+    ladder = spec.model_copy(update={"policy": Policy(looks="ladder")}).evaluation()
+    assert ladder.withhold_scores
+    asked = evaluate_system.fn(system(spec, tiny_model), golden, ladder)
+    assert shown.said == {"ask candidate": "candidate: scores withheld"}
+    client = connect(spec.execution)
+    (run,) = client.search_runs([client.get_experiment_by_name("tickets").experiment_id])
+    assert run.data.metrics == {}
+    assert client.list_artifacts(run.info.run_id) == []
+    assert run.data.params["model"] == "candidate"
+    assert asked.metrics["valid_output"] == 1.0, "the gate has them"
+
+
+def test_a_suite_is_asked_through_the_base_prompt_of_its_own_task(
+    spec: RetrainSpec, tiny_model: Path, tmp_path: Path, shown: Shown, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.evaluation.steps.evaluate_system", evaluate_system.fn)  # no server
+    task = TaskSpec(kind="classify", instruction="Which animal?", labels=("cat", "dog"))
+    (tmp_path / "old").mkdir()
+    items = [Row(f"a{n}", n, (Message("user", f"animal {n}"),), task.labels[n % 2]) for n in range(6)]
+    count = write_rows(tmp_path / "old" / "items.jsonl", items)
+    frozen = GoldenSetRef(path=str(tmp_path / "old"), digest=digest_file(tmp_path / "old" / "items.jsonl"), items=count)
+    asked = system(spec, tiny_model)
+
+    results = evaluate_on_suites(asked, (SuiteRef(name="old", task=task, frozen=frozen),), spec)
+
+    assert results.keys() == {"old"}
+    result = results["old"]
+    assert (result.items, result.conditions.golden_digest) == (6, frozen.digest)
+    assert result.conditions.instruction == "Which animal?"
+    assert result.conditions.decoding.choices == task.labels
+    assert result.system.prompt == base_prompt(task)
+    assert (result.system.digest, result.system.role) == (asked.digest, "candidate")
+    assert list(shown.said) == ["ask candidate, old"]
+    assert evaluate_on_suites(asked, (), spec) == {}
 
 
 def test_a_golden_set_that_changed_meanwhile_stops_it(

@@ -6,7 +6,7 @@ import pytest
 
 from tasks.contracts.references import ItemOutcome
 from tasks.contracts.spec import TaskSpec
-from tasks.evaluation.score import class_scores, macro_f1, means, score_answer
+from tasks.evaluation.score import class_scores, macro_f1, means, metric_of, score_answer
 
 CLASSIFY = TaskSpec(kind="classify", instruction="Which?", labels=("card", "loan", "mortgage"))
 EXTRACT = TaskSpec(
@@ -102,3 +102,25 @@ def test_precision_recall_and_f1_of_each_label_by_hand() -> None:
     assert (mortgage.label, mortgage.f1, mortgage.support) == ("mortgage", 0.0, 0)
     assert macro_f1([card, loan, mortgage]) == pytest.approx((0.5 + 0.8) / 2), "a label without items does not count"
     assert means(outcomes) == {"exact_match": pytest.approx(3 / 5), "valid_output": pytest.approx(4 / 5)}
+
+
+def test_every_metric_of_a_task_can_be_taken_over_all_items() -> None:
+    pairs = [("card", "card"), ("card", "loan"), ("loan", "loan"), ("mortgage", "house")]
+    outcomes = [outcome(number, *pair) for number, pair in enumerate(pairs)]
+    found = {metric: metric_of(metric, CLASSIFY, outcomes) for metric in CLASSIFY.metrics}
+    assert found == {
+        "exact_match": pytest.approx(0.5),
+        "valid_output": pytest.approx(0.75),
+        "macro_f1": pytest.approx((2 / 3 + 2 / 3 + 0) / 3),
+    }
+
+    answers = [('{"amount": 1, "currency": "€"}', '{"amount": 1, "currency": "$"}'), ('{"amount": 2}', '{"amount": 2}')]
+    extracted = [
+        outcome(number, target, prediction).model_copy(update={"scores": score_answer(EXTRACT, target, prediction)})
+        for number, (target, prediction) in enumerate(answers)
+    ]
+    assert EXTRACT.metrics == ("exact_match", "valid_output", "field:amount", "field:currency", "field_match")
+    assert {metric: metric_of(metric, EXTRACT, extracted) for metric in EXTRACT.metrics} == {
+        "exact_match": 0.5, "valid_output": 1.0, "field:amount": 1.0, "field:currency": 0.5, "field_match": 0.75,
+    }  # fmt: skip
+    assert CHAT.metrics == ("exact_match", "valid_output")

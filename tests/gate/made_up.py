@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +43,29 @@ def sides(wins: int, losses: int, both: int, neither: int) -> tuple[list[ItemOut
         [item(number, before) for number, (before, _) in enumerate(pairs)],
         [item(number, after) for number, (_, after) in enumerate(pairs)],
     )
+
+
+def scored(scores: Sequence[float], **columns: Sequence[Any]) -> list[ItemOutcome]:
+    """One side by its scores on exact_match; `columns` give other fields item by item (group, slice, latency_ms)."""
+    plain = [
+        item(number, score >= 0.5, scores={"exact_match": float(score), "valid_output": 1.0})
+        for number, score in enumerate(scores)
+    ]
+    return with_column(plain, **columns)
+
+
+def labelled(targets: Sequence[str], answers: Sequence[str], **columns: Sequence[Any]) -> list[ItemOutcome]:
+    """One side by its answers; right where they are the targets."""
+    rights = [float(answer == target) for answer, target in zip(answers, targets, strict=True)]
+    return scored(rights, target=targets, prediction=answers, **columns)
+
+
+def with_column(outcomes: list[ItemOutcome], **columns: Sequence[Any]) -> list[ItemOutcome]:
+    """The same outcomes with other fields, item by item."""
+    return [
+        one.model_copy(update={name: values[number] for name, values in columns.items()})
+        for number, one in enumerate(outcomes)
+    ]
 
 
 def system(role: str, digest: str) -> SystemUnderTest:

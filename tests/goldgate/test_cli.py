@@ -2,87 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
 
 from goldgate import cli
-from tests.toys import write_jsonl
-
-
-class Ended(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-class Call:
-    """Calls the program as a shell would, in this process."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-        self._monkeypatch, self._capsys = monkeypatch, capsys
-
-    def __call__(self, *arguments: object) -> Ended:
-        self._monkeypatch.setattr(sys, "argv", ["goldgate", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = self._capsys.readouterr()
-        return Ended(int(ended.value.code or 0), out, err)
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Call:
-    monkeypatch.setenv("GOLDGATE_STORE", str(tmp_path / "store"))
-    for name in ("MLFLOW_TRACKING_URI", "PREFECT_API_URL", "PREFECT_HOME"):
-        monkeypatch.delenv(name, raising=False)
-    return Call(monkeypatch, capsys)
-
-
-def scores(path: Path, right: int, items: int = 100) -> Path:
-    return write_jsonl(path, [{"id": f"i{n}", "score": 1 if n < right else 0} for n in range(items)])
-
-
-@pytest.fixture
-def policy(tmp_path: Path) -> Path:
-    path = tmp_path / "policy.yaml"
-    path.write_text("alpha: 0.05\n")
-    return path
+from tests.goldgate.shell import Call
 
 
 @pytest.fixture
 def prices() -> Path:
     return Path(__file__).parents[2] / "examples" / "prices" / "prices.yaml"
-
-
-@pytest.mark.parametrize(
-    ("baseline", "candidate", "code", "word"),
-    [(50, 80, 0, "PROMOTE"), (80, 50, 1, "REJECT"), (60, 61, 2, "INCONCLUSIVE")],
-)
-def test_gate_exits_with_its_verdict(
-    call: Call, tmp_path: Path, policy: Path, baseline: int, candidate: int, code: int, word: str
-) -> None:
-    one, other = scores(tmp_path / "b.jsonl", baseline), scores(tmp_path / "c.jsonl", candidate)
-    ended = call("gate", one, other, "--policy", policy)
-    assert ended.code == code
-    assert word in ended.out
-
-
-def test_gate_prints_json(call: Call, tmp_path: Path, policy: Path) -> None:
-    one, other = scores(tmp_path / "b.jsonl", 50), scores(tmp_path / "c.jsonl", 80)
-    record = json.loads(call("gate", one, other, "--policy", policy, "--json").out)
-    assert record["outcome"] == "promote"
-    assert (record["wins"], record["losses"], record["n"]) == (30, 0, 100)
-
-
-def test_gate_refuses_results_that_cannot_be_compared(call: Call, tmp_path: Path, policy: Path) -> None:
-    one, other = scores(tmp_path / "b.jsonl", 50), scores(tmp_path / "c.jsonl", 80, items=99)
-    ended = call("gate", one, other, "--policy", policy)
-    assert ended.code == 3
-    assert "i99" in ended.err
-    assert "to fix:" in ended.err
 
 
 def test_a_refusal_is_a_message(call: Call, tmp_path: Path) -> None:
@@ -104,7 +34,7 @@ def test_status_of_an_empty_store(call: Call) -> None:
     assert ended.code == 0
     assert "none started here" in ended.out
     assert "none registered yet" in ended.out
-    assert json.loads(call("status", "--json").out) == {"services": None, "models": []}
+    assert call("status", "--json").json == {"services": None, "models": []}
 
 
 def test_rollback_without_a_model_says_so(call: Call) -> None:

@@ -34,6 +34,22 @@ def test_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert spec.base_model == str(tmp_path / "base")
 
 
+def test_suites_are_relative_to_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    paths = ["suites/a", "../b", "/c", "s3://bucket/d", "~/e"]
+    suites = "".join(f"  - {{name: s{number}, path: {path!r}}}\n" for number, path in enumerate(paths))
+    spec = load_spec(written(tmp_path, f"{GOOD}suites:\n{suites}"))
+    assert [suite.path for suite in spec.suites] == [
+        str(tmp_path / "suites/a"),
+        str(tmp_path.parent / "b"),
+        "/c",
+        "s3://bucket/d",
+        str(tmp_path / "home/e"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("uri", "expected"),
     [
@@ -67,6 +83,16 @@ def test_overrides_win_and_reach_nested_fields(tmp_path: Path) -> None:
         ("base_model=s3:x", "base_model: 's3:x' is no model URI"),
         ("curate.accept_risks={few_rows: short}", "curate.accept_risks.few_rows: String should have at least 10"),
         ("evaluate.engine=ollama", "evaluate.engine: String should match pattern"),
+        ("policy.alpha=0", "policy.alpha: Input should be greater than 0 (it is 0)"),
+        ("policy.guards=[{metric: exact_match}]", "policy.guards.0: a guard needs a margin or a floor"),
+        ("policy.guards=[{margn: 0.1}]", "policy.guards.0.margn: there is no such field; did you mean margin?"),
+        ("policy.looks=bonferroni", "policy: declared_looks goes with looks: bonferroni, and bonferroni needs it"),
+        (
+            "policy.guards=[{suite: general, margin: 0.1}]",
+            "policy.guards asks about suites that are not in `suites`: general",
+        ),
+        ("suites=[{name: a, path: x}, {name: a, path: y}]", "two suites have the same name"),
+        ("suites=[{name: A b, path: x}]", "suites.0.name: String should match pattern"),
     ],
 )
 def test_a_wrong_value_is_named(tmp_path: Path, override: str, message: str) -> None:

@@ -16,9 +16,9 @@ import pytest
 from tasks.contracts.errors import ModelError, RegistryError
 from tasks.contracts.spec import ExecutionSpec
 from tasks.registry.champion import find_champion
-from tasks.registry.register import register, rollback
+from tasks.registry.register import rollback
 from tasks.registry.versions import aliases_of, status
-from tasks.store import digest_folder
+from tasks.store import Store, digest_folder
 from tasks.tracking import connect, model_folder, open_run, registered_files, run_link
 from tests.registry.workshop import PROMPT, Workshop
 
@@ -79,17 +79,22 @@ def test_run_has_a_page(served: Workshop) -> None:
 def test_register_load_and_roll_back(served: Workshop, name: str) -> None:
     one, two = served.trained(f"one {name}"), served.trained(f"two {name}")
     first, second = served.verdict(one), served.verdict(two, one)
-    register(first, one, served.spec(name))
+    served.register(first, one, served.spec(name))
     champion = find_champion(name, served.execution)
     assert champion is not None
     assert (champion.uri, champion.digest, champion.prompt) == (f"models:/{name}/1", one.merged_digest, PROMPT)
-    result = register(second, two, served.spec(name))
+    result = served.register(second, two, served.spec(name))
     assert (result.version, result.previous_version) == ("2", "1")
-    assert register(second, two, served.spec(name)) == result
+    assert served.register(second, two, served.spec(name)) == result
     assert status(name, served.execution).versions == 2
 
     folder = model_folder(f"models:/{name}@champion", served.execution)
     assert digest_folder(folder) == two.merged_digest
+    kept = Store(served.execution.store)
+    source = kept.files(kept.open(served.certificate(second, two).uri))
+    files = registered_files(f"models:/{name}@champion", served.execution)
+    assert files.artifacts["certificate"].read_bytes() == (source / "certificate.json").read_bytes()
+    assert digest_folder(files.artifacts["evidence"]) == digest_folder(source / "evidence")
     written = (folder / "config.json").stat().st_mtime_ns
     assert model_folder(f"models:/{name}/2", served.execution) == folder  # not downloaded again
     assert (folder / "config.json").stat().st_mtime_ns == written
@@ -114,7 +119,7 @@ def test_loads_by_alias_over_http(served: Workshop, monkeypatch: pytest.MonkeyPa
     import mlflow
 
     one = served.trained("loads")
-    register(served.verdict(one), one, served.spec("loads"))
+    served.register(served.verdict(one), one, served.spec("loads"))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", str(served.execution.tracking_uri))
     root = mlflow.artifacts.download_artifacts("models:/loads@champion")
     assert digest_folder(Path(root) / "artifacts" / "merged") == one.merged_digest

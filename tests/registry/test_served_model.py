@@ -12,7 +12,6 @@ import pytest
 
 from tasks.contracts.prompt import Prompt
 from tasks.contracts.rows import Message, Row
-from tasks.registry.register import register
 from tasks.tracking import registered_files, tracking_uri
 from tests.registry.workshop import LABELS, PROMPT, Workshop
 
@@ -93,9 +92,9 @@ def _served(workshop: Workshop, name: str) -> Any:
 def names(workshop: Workshop) -> list[str]:
     """Two registered models: one held to labels, one that writes freely."""
     one = workshop.trained("one")
-    register(workshop.verdict(one), one, workshop.spec("classify"))
+    workshop.register(workshop.verdict(one), one, workshop.spec("classify"))
     extract = workshop.spec("extract", kind="extract", labels=(), json_schema=_SCHEMA)
-    register(workshop.verdict(one), one, extract)
+    workshop.register(workshop.verdict(one), one, extract)
     return ["classify", "extract"]
 
 

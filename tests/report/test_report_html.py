@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 
-from tasks.contracts.references import Outcome
-from tasks.contracts.spec import Policy, TaskKind
+from tasks.contracts.numbers import percent, points
+from tasks.contracts.references import Outcome, Status
 from tasks.report.render import ReportData, render_report
-from tests.report.example import example_report
+from tests.report.example import APPROVED, FORCED, example_report, example_reports
 
 LOADING = {"script", "img", "link", "iframe", "object", "embed", "audio", "video", "source", "base", "form"}
 
@@ -49,12 +50,7 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.texts))
 
 
-CASES = {
-    "promote": example_report(registered=True),
-    "reject": example_report(0.74, 0.62),
-    "inconclusive": example_report(0.70, 0.72),
-    "extract": example_report(0.35, 0.72, n=120, kind=TaskKind.EXTRACT, registered=True),
-}
+CASES = example_reports()
 
 
 @pytest.fixture(scope="module")
@@ -67,42 +63,162 @@ def test_the_report_is_whole_and_loads_nothing(pages: dict[str, Page], name: str
     page, html = pages[name], render_report(CASES[name])
     assert page.open == []
     assert not LOADING & set(page.tags)
-    assert [tag for tag, _ in page.addresses] == ["a"] * len(CASES[name].links)
+    assert page.addresses == []
     assert "default-src 'none'" in html
     assert not re.search(r"url\(|@import", html)
 
 
 @pytest.mark.parametrize(
-    ("name", "outcome", "word"),
+    ("name", "outcome", "state", "word"),
     [
-        ("promote", Outcome.PROMOTE, "Promoted"),
-        ("reject", Outcome.REJECT, "Rejected"),
-        ("inconclusive", Outcome.INCONCLUSIVE, "Inconclusive"),
+        ("promote", Outcome.PROMOTE, "promote", "Promoted"),
+        ("approved", Outcome.PROMOTE, "promote", "Promoted"),
+        ("reject", Outcome.REJECT, "reject", "Rejected"),
+        ("inconclusive", Outcome.INCONCLUSIVE, "inconclusive", "Inconclusive"),
+        ("awaiting", Outcome.PROMOTE, "awaiting", "Awaiting approval"),
+        ("declined", Outcome.PROMOTE, "declined", "Declined"),
+        ("forced", Outcome.INCONCLUSIVE, "forced", "Forced promotion"),
     ],
 )
 def test_the_verdict_stands_on_top_with_its_numbers(
-    pages: dict[str, Page], name: str, outcome: Outcome, word: str
+    pages: dict[str, Page], name: str, outcome: Outcome, state: str, word: str
 ) -> None:
     data, text = CASES[name], pages[name].text
     assert data.verdict.outcome is outcome
-    assert f'<body class="{outcome.value}">' in render_report(data)
-    assert text.index(word) < text.index(data.verdict.reasons[0]) < text.index("Baseline against candidate")
+    html = render_report(data)
+    assert f'<body class="{state}">' in html
+    assert f"<h1>{word}</h1>" in html
+    assert text.index(word) < text.index(data.verdict.reasons[0]) < text.index("Requirements and metrics")
     assert all(reason in text for reason in data.verdict.reasons)
+    overruled = state in ("awaiting", "declined", "forced")
+    assert (f"The gate’s verdict: {outcome.value.capitalize()}" in text) is overruled
     for row in data.verdict.metrics:
-        for value in (row.baseline, row.candidate):
-            assert f"{round(100 * value + 1e-9, 1):.1f} %" in text
+        for value in (percent(row.baseline), percent(row.candidate)):
+            assert value in text
 
 
 def test_what_happens_next_is_said(pages: dict[str, Page]) -> None:
     assert "Registered as complaints version 4" in pages["promote"].text
     assert "Version 3 is kept as previous" in pages["promote"].text
     assert "Nothing was changed: the baseline (base model, few-shot) stays." in pages["reject"].text
+    assert f"goldgate approve {CASES['awaiting'].folder} --by NAME" in pages["awaiting"].text
     settle = CASES["inconclusive"].verdict.items_to_settle
-    assert f"About {settle:,} items in all, where there are 400 now." in pages["inconclusive"].text
+    assert f"About {settle:,} items in all would settle it, where there are 300 now." in pages["inconclusive"].text
+
+
+def test_a_person_who_decided_is_in_plain_sight(pages: dict[str, Page]) -> None:
+    for name, release, did in (("approved", APPROVED, "Approved"), ("forced", FORCED, "Forced")):
+        text = pages[name].text
+        assert release.reason is not None
+        at = text.index(f"{did} by {release.by}, 22 November 2026, 14:57 UTC.")
+        assert at < text.index(release.reason) < text.index("What happens next")
+    assert "Declined by Anna Meier" in pages["declined"].text
+    assert "nobody has answered yet" in pages["awaiting"].text
+    assert 'class="person"' not in render_report(CASES["promote"])
+
+
+def test_a_champion_by_override_is_announced_first(pages: dict[str, Page]) -> None:
+    text = pages["beats_forced"].text
+    at = text.index(
+        "The baseline is champion by override: forced against its verdict by Jonas Brandt, 22 November 2026"
+    )
+    assert at < text.index(str(FORCED.reason)) < text.index("Promoted", text.index("Goldgate report"))
+    assert 'id="champion"' not in render_report(CASES["promote"])
+    approved = Page(render_report(example_report(champion_release=APPROVED))).text
+    assert f"is champion: approved by Anna Meier, 22 November 2026, 14:57 UTC: {APPROVED.reason}" in approved
+
+
+@pytest.mark.parametrize("name", ["promote", "reject", "cheaper"])
+def test_every_requirement_is_there_with_its_limit_and_status(pages: dict[str, Page], name: str) -> None:
+    html, verdict = render_report(CASES[name]), CASES[name].verdict
+    for status in Status:
+        number = sum(one.status is status for one in verdict.requirements)
+        # in the list on top, in the plot, and in the table of levels
+        assert html.count(f'<span class="status is-{status.value}">') == 3 * number
+    shown = sum(one.status is Status.SHOWN for one in verdict.requirements)
+    assert f"{shown} of {len(verdict.requirements)} requirements shown" in pages[name].text
+    assert html.count('<i class="limit"') == len(verdict.requirements) + 1  # and once on top
+
+
+def test_levels_are_told_once_for_all(pages: dict[str, Page]) -> None:
+    text = pages["promote"].text
+    assert "The end of an interval that shows a requirement is at 0.833 %" in text
+    assert "The end that fails it is at 0.208 to 0.833 %: one failed guard is enough to reject" in text
+    assert "Each end of the interval is at a one-sided error level of 2.5 %." in pages["approved"].text
+    assert "normal interval" in text
+
+
+def test_a_single_requirement_needs_no_list() -> None:
+    assert 'id="checklist"' not in render_report(CASES["approved"])
+    assert 'id="checklist"' in render_report(CASES["promote"])
+
+
+def test_groups_are_counted_with_their_items(pages: dict[str, Page]) -> None:
+    assert "item by item, on 300 items in 120 groups." in pages["inconclusive"].text
+    assert "Part of group g" in pages["inconclusive"].text
+
+
+def test_the_error_budget_is_drawn(pages: dict[str, Page]) -> None:
+    html, text = render_report(CASES["promote"]), pages["promote"].text
+    assert '<i class="earlier" style="width:50.0%"></i><i class="this" style="width:16.667%"></i>' in html
+    assert "Error budget 5 % earlier looks 2.5 % this look 0.833 % left 1.67 %" in text
+    assert "Look 2 at this golden set. 1 earlier look has promoted." in text
+    assert "freeze a fresh golden set" not in text
+    assert "freeze a fresh golden set" in pages["reject"].text
+
+
+def test_a_repeated_look_is_called_so_on_top(pages: dict[str, Page]) -> None:
+    text = pages["repeated"].text
+    assert text.index("so this is no new look.") < text.index("What happens next")
+    assert "this look nothing new" in text
+    assert 'class="this"' not in render_report(CASES["repeated"])
+
+
+def test_no_ledger_no_budget(pages: dict[str, Page]) -> None:
+    for name in ("forced", "off"):
+        assert 'class="spent"' not in render_report(CASES[name])
+    assert "No ledger was kept" in pages["forced"].text
+
+
+def test_the_self_test_is_one_line(pages: dict[str, Page]) -> None:
+    assert (
+        "Self-test. The gate judged 2,000 made-up candidates that are no better, promoted 61 (3.05 %, 99 % interval "
+        "2.15 to 4.25 %), promise 5 %." in pages["promote"].text
+    )
+    assert "Self-test" not in pages["approved"].text
+
+
+# -- the ladder ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["withheld", "withheld_reject"])
+def test_a_verdict_that_withholds_its_numbers_shows_none(pages: dict[str, Page], name: str) -> None:
+    data, text, html = CASES[name], pages[name].text, render_report(CASES[name])
+    verdict = data.verdict
+    assert "Numbers are withheld" in text
+    assert ("83.0 % its rung on the ladder" in text) is (name == "withheld")
+    for section in ("metrics", "items", "classes", "levels", "checklist", "lost", "gained"):
+        assert f'id="{section}"' not in html
+    for mark in ("plot", "matrix", "dumbbell", "spent", "values"):
+        assert f'class="{mark}' not in html
+    secret = [
+        points(verdict.requirements[0].estimate),
+        points(verdict.requirements[0].low),
+        "wins against",
+        "Self-test",
+    ]
+    secret += [percent(value) for row in verdict.metrics for value in (row.baseline, row.candidate) if 0 < value < 1]
+    assert [one for one in secret if one in text] == []
+    assert not any(item.text in html for item in data.candidate_outcomes)
+    assert f"Outcomes of both models {data.evidence}" in text
+    assert "Look " in text
+
+
+# -- items, classes, training, data -------------------------------------------------------------------------------
 
 
 def test_every_changed_item_is_there_with_both_answers(pages: dict[str, Page]) -> None:
-    data, text = CASES["promote"], pages["promote"].text
+    data, text = CASES["approved"], pages["approved"].text
     pairs = list(zip(data.baseline_outcomes, data.candidate_outcomes, strict=True))
     changed = [(b, c) for b, c in pairs if b.scores["exact_match"] != c.scores["exact_match"]]
     assert len(changed) == data.verdict.wins + data.verdict.losses > 50
@@ -114,6 +230,17 @@ def test_every_changed_item_is_there_with_both_answers(pages: dict[str, Page]) -
         assert before.text in text
     same = next(b for b, c in pairs if b.scores["exact_match"] == c.scores["exact_match"])
     assert f"Item {same.id} " not in text
+
+
+def test_graded_scores_are_shown_beside_the_answers(pages: dict[str, Page]) -> None:
+    text = pages["graded"].text
+    assert "Counted by field match." in text
+    assert "Lost, score lower in the candidate:" in text
+    assert re.search(r"Baseline \{.*?\} scores (0\.50|1\.00) Candidate \{.*?\} scores 0\.[05]0", text)
+
+
+def test_macro_f1_tells_how_items_are_counted(pages: dict[str, Page]) -> None:
+    assert "Counted by exact match, since macro-F1 has no score of a single item." in pages["macro_f1"].text
 
 
 def test_classes_and_confusion_hold_the_counts(pages: dict[str, Page]) -> None:
@@ -151,16 +278,34 @@ def test_every_digest_is_there(pages: dict[str, Page]) -> None:
         assert f"sha256 {digest}" in pages["promote"].text
 
 
+def test_addresses_are_text_to_copy(pages: dict[str, Page]) -> None:
+    """In the sandboxed frame in which MLflow shows a report, no link opens anything."""
+    text = pages["promote"].text
+    assert "MLflow run http://127.0.0.1:5000/#/experiments/1/runs/4f2a" in text
+    assert "Data Docs /home/anna/complaints/.goldgate/docs/index.html" in text
+    spaced = Page(render_report(replace(CASES["promote"], links={"Data Docs": "file:///a%20b/index.html"})))
+    assert "Data Docs /a b/index.html" in spaced.text
+    assert 'id="elsewhere"' not in render_report(replace(CASES["promote"], links={}))
+
+
 def planted(payload: str) -> ReportData:
     """A report in which every text that data can set is the payload."""
     data = example_report()
     spec = data.spec.model_copy(update={"task": data.spec.task.model_copy(update={"instruction": payload})})
     verdict = data.verdict.model_copy(
         update={
-            "outcome": Outcome.REJECT,  # it names the baseline
+            "outcome": Outcome.REJECT,
             "candidate": data.verdict.candidate.model_copy(update={"label": payload}),
             "baseline": data.verdict.baseline.model_copy(update={"label": payload}),
             "reasons": (payload,) * 3,
+        }
+    )
+    verdict = verdict.model_copy(
+        update={
+            "metrics": tuple(row.model_copy(update={"slice": payload}) for row in verdict.metrics),
+            "requirements": tuple(
+                one.model_copy(update={"slice": payload, "method": payload}) for one in verdict.requirements
+            ),
         }
     )
     change = {"text": payload, "prediction": payload}
@@ -177,6 +322,9 @@ def planted(payload: str) -> ReportData:
                 removed={payload: 2},
             ),
             "links": {payload: "javascript:alert(1)"},
+            "release": FORCED.model_copy(update={"by": payload, "reason": payload}),
+            "champion_release": FORCED.model_copy(update={"by": payload, "reason": payload}),
+            "folder": payload,
         }
     )
 
@@ -198,8 +346,3 @@ def test_long_texts_are_folded_and_whole() -> None:
     html = render_report(data)
     assert html.count("whole text") == data.verdict.wins + data.verdict.losses
     assert ("word " * 400).strip() in html
-
-
-def test_the_margin_is_drawn_where_the_policy_sets_one() -> None:
-    assert 'class="margin"' in render_report(example_report(policy=Policy(min_improvement=0.02)))
-    assert 'class="margin"' not in render_report(example_report())

@@ -72,6 +72,24 @@ def test_what_is_logged_is_there(execution: ExecutionSpec, tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.parametrize("into", [None, "runs/tickets-1"])
+def test_a_folder_is_kept_under_its_own_name_and_no_deeper(
+    execution: ExecutionSpec, tmp_path: Path, into: str | None
+) -> None:
+    site, page = tmp_path / "data_docs", tmp_path / "report.html"
+    (site / "more").mkdir(parents=True)
+    (site / "index.html").write_text("<p>index")
+    (site / "more/other.html").write_text("<p>other")
+    page.write_text("<p>report")
+    with open_run(execution, "folders", "run", key=f"into {into}", tags={}, params={}) as run:
+        run.log_artifact(site, into)
+        run.log_artifact(page, into)
+    files = Path(_run(execution, run.id).info.artifact_uri.removeprefix("file://"))
+    kept = {path.relative_to(files).as_posix() for path in files.rglob("*") if path.is_file()}
+    where = f"{into}/" if into else ""
+    assert kept == {f"{where}data_docs/index.html", f"{where}data_docs/more/other.html", f"{where}report.html"}
+
+
 def test_mlflow_reads_the_tables(execution: ExecutionSpec) -> None:
     import pandas
 
