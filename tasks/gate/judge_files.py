@@ -46,9 +46,11 @@ def judge_files(
         SpecError: the policy promotes more often than it promises on these outcomes.
     """
     left, right = read_evaluation(baseline, policy.metric), read_evaluation(candidate, policy.metric)
+    asked = {guard.suite: guard.metric for guard in policy.guards}  # a suite may be of a task with other metrics
     others = {
-        suite: (read_evaluation(one, policy.metric), read_evaluation(other, policy.metric))
+        suite: (read_evaluation(one, metric), read_evaluation(other, metric))
         for suite, (one, other) in (suites or {}).items()
+        for metric in [asked.get(suite, policy.metric)]
     }
     check_outcomes(left.outcomes, right.outcomes)  # before a look is spent
     tested = try_policy(left, None, policy)

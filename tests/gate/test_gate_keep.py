@@ -63,7 +63,8 @@ def ask(store: Store, ledger: Ledger) -> Judge:
         splits = changes.get("splits") or make_splits(store)
         trained = changes.get("trained") or make_trained(store, splits)
         evaluated = Evaluated(
-            evaluation(store, "champion", "b" * 64, BEFORE), evaluation(store, "candidate", candidate, answers)
+            evaluation(store, "champion", "b" * 64, changes.get("before", BEFORE)),
+            evaluation(store, "candidate", candidate, answers, changes.get("conditions", CONDITIONS)),
         )
         return keep_verdict(
             store,
@@ -210,6 +211,14 @@ def test_other_answers_of_a_candidate_that_was_not_promoted_do_not_promote_it(as
     assert len(ledger.looks("9" * 64)) == 1
 
 
+def test_other_answers_of_the_baseline_do_not_promote_it_either(ask: Judge, ledger: Ledger) -> None:
+    assert ask(BEFORE).verdict.outcome is Outcome.INCONCLUSIVE
+    again = ask(BEFORE, before=WORSE)
+    assert again.verdict.outcome is Outcome.INCONCLUSIVE
+    assert (again.verdict.wins, again.verdict.look.number, again.verdict.look.same_answers) == (30, 1, False)
+    assert [one.outcome for one in ledger.looks("9" * 64)[0].repeats] == [Outcome.INCONCLUSIVE]
+
+
 def test_a_run_killed_between_look_and_verdict_takes_the_same_look_again(
     ask: Judge, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,6 +308,40 @@ def test_a_policy_that_fails_its_self_test_spends_no_look(
     with pytest.raises(SpecError, match="cannot be armed"):
         ask()
     assert not ledger.pages()
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"conditions": CONDITIONS.model_copy(update={"engine": "vllm"})}, "different conditions"),
+        ({"answers": AFTER[1:]}, "do not hold the same items"),
+        ({"policy": Policy(guards=(MetricGuard(slice="phone", margin=0.1),))}, "guards the slice 'phone'"),
+        ({"policy": Policy(guards=(MetricGuard(suite="sums", margin=0.1),))}, "suite 'sums'"),
+        ({"policy": Policy(max_cost_ratio=1.0)}, "says its cost"),
+    ],
+)
+def test_what_cannot_be_compared_spends_no_look(
+    store: Store, ask: Judge, ledger: Ledger, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(NotComparableError, match=says):
+        ask(**changes)
+    assert not ledger.pages()
+    assert not list(store.list("verdict"))
+
+
+@pytest.mark.parametrize(("by", "holds"), [(1e-13, True), (1e-5, False)])
+def test_the_last_digits_of_another_processor_are_no_alteration(
+    store: Store, ask: Judge, tmp_path: Path, by: float, holds: bool
+) -> None:
+    copy = shutil.copytree(store.files(store.open(ask().uri)), tmp_path / "copy")
+    verdict = json.loads((copy / "verdict.json").read_text())
+    verdict["metrics"][1]["low"] += by
+    (copy / "verdict.json").write_text(json.dumps(verdict))
+    if holds:
+        verify_verdict(copy)
+    else:
+        with pytest.raises(StoreError, match="metrics differ"):
+            verify_verdict(copy)
 
 
 # -- leakage --------------------------------------------------------------------------------------------------------
