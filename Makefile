@@ -42,7 +42,7 @@ up: setup
 down: setup
 	$(BIN)/goldgate down
 
-bench-gate: setup  # error rates, power and speed of the gate; about half an hour on two cores
+bench-gate: setup  # error rates, power and speed of the gate; some minutes on two cores
 	$(BIN)/python -m bench.gate
 
 vllm-env:

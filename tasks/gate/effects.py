@@ -22,10 +22,8 @@ from tasks.contracts.spec import MACRO_F1
 from tasks.gate.pairs import Floats, Pairs, scores_of
 from tasks.gate.resample import (
     Bootstrap,
-    Draws,
     Statistic,
     bootstrap,
-    draw,
     group_sums,
     macro_f1_columns,
     macro_f1_of,
@@ -242,6 +240,7 @@ class Resampled:
         below: the same for "at least limit".
         level: the smallest level that bounds will be asked at.
         ends: the least and the largest value there can be; bounds go no further.
+        beside: other statistics, taken of the same resamples, since drawing these is what takes time.
     """
 
     table: Floats
@@ -251,15 +250,16 @@ class Resampled:
     level: float
     method: str
     ends: Interval
+    beside: tuple[Statistic, ...] = ()
 
     @cached_property
-    def draws(self) -> Draws:
-        """Resampled sums; other statistics of the same columns can be taken of them as well."""
-        return draw(self.table, self.level)
+    def bootstraps(self) -> tuple[Bootstrap, ...]:
+        """Of the statistic, then of those beside it."""
+        return bootstrap(self.table, (self.statistic, *self.beside), self.level)
 
-    @cached_property
+    @property
     def _bootstrap(self) -> Bootstrap:
-        return bootstrap(self.draws, self.statistic)
+        return self.bootstraps[0]
 
     @cached_property
     def estimate(self) -> float:
@@ -377,12 +377,12 @@ def _ratio_of_sums(sums: Floats, level: float, ends: Interval) -> Resampled:
 def display_intervals(pairs: Pairs, metric: str, difference: Effect, level: float) -> list[tuple[float, Interval]]:
     """Both models' own values and intervals for the eye: Wilson's for a share of items that stand alone, else BCa.
 
-    Macro-F1's are taken of the resamples that `difference` was taken of, since drawing them is what takes time.
+    Macro-F1's come with its difference, from the same resamples.
     """
     mirrored = isinstance(difference, Mirrored)
     inner = difference.inner if isinstance(difference, Mirrored) else difference
     if metric == MACRO_F1 and pairs.classes and isinstance(inner, Resampled):
-        ahead, behind = bootstrap(inner.draws, _macro_f1_ahead), bootstrap(inner.draws, _macro_f1_behind)
+        ahead, behind = inner.bootstraps[1:]
         sides = (ahead, behind) if mirrored else (behind, ahead)
         bounds = [side.interval(level, level) for side in sides]
         return [
@@ -413,7 +413,8 @@ def _macro_f1_difference(pairs: Pairs, baseline: int, candidate: int, level: flo
     def below(limit: float, level: float) -> float | None:
         return swap_p(swapped, kept, difference, level) if limit == 0 else None
 
-    return Resampled(kept, difference, above, below, level, BCA_SWAPS, _DIFFERENCES)
+    beside = (_macro_f1_ahead, _macro_f1_behind)
+    return Resampled(kept, difference, above, below, level, BCA_SWAPS, _DIFFERENCES, beside)
 
 
 def _macro_f1_ahead(sums: Floats) -> Floats:

@@ -7,7 +7,7 @@ rows are drawn together, as a multinomial: ten thousand items of eight classes h
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -129,26 +129,12 @@ def group_sums(columns: Floats, groups: Ints) -> Floats:
     return np.stack([np.bincount(groups, column, minlength=count) for column in columns.T], axis=1)
 
 
-@dataclass(frozen=True)
-class Draws:
-    """Resampled sums over all groups, of which any number of statistics can be taken.
-
-    Attributes:
-        rows: the different rows of the table in order, [u, columns].
-        counts: how many groups have each, [u].
-        sums: sums over each resample, [resamples, columns].
-    """
-
-    rows: Floats
-    counts: Ints
-    sums: Floats
-
-
-def draw(table: Floats, level: float) -> Draws:
-    """Resample the rows of a table, one a group, with replacement.
+def bootstrap(table: Floats, statistics: Sequence[Statistic], level: float) -> tuple[Bootstrap, ...]:
+    """Resample the rows of a table, one a group, with replacement, and take several statistics of each resample.
 
     Args:
         table: sums over each group, [G, columns].
+        statistics: each of the sums over all groups; they are called on many at a time.
         level: the smallest one-sided level that bounds will be asked at.
     """
     rows, counts = _different_rows(table)
@@ -158,7 +144,7 @@ def draw(table: Floats, level: float) -> Draws:
     resamples = resamples_for(level, different if few else total)
     rng = np.random.default_rng(SEED)
     step = max(1, _CELLS // (different if few else total))
-    drawn = []
+    drawn: list[list[Floats]] = [[] for _ in statistics]
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
         if few:
@@ -166,16 +152,19 @@ def draw(table: Floats, level: float) -> Draws:
         else:
             chosen = row_of[rng.integers(0, total, size=(size, total))] + different * np.arange(size)[:, None]
             weights = np.bincount(chosen.ravel(), minlength=size * different).reshape(size, different)
-        drawn.append(weights.astype(np.float64) @ rows)
-    return Draws(rows, counts, np.concatenate(drawn))
-
-
-def bootstrap(draws: Draws, statistic: Statistic) -> Bootstrap:
-    """The distribution of a statistic over resamples; it is called on the sums of many at a time."""
-    rows, counts = draws.rows, draws.counts
+        sums = weights.astype(np.float64) @ rows
+        for statistic, values in zip(statistics, drawn, strict=True):
+            values.append(statistic(sums))
     whole = (rows * counts[:, None]).sum(axis=0)
+    return tuple(
+        _made(whole, rows, counts, statistic, np.concatenate(values))
+        for statistic, values in zip(statistics, drawn, strict=True)
+    )
+
+
+def _made(whole: Floats, rows: Floats, counts: Ints, statistic: Statistic, drawn: Floats) -> Bootstrap:
     estimate = round(float(statistic(whole[None])[0]), _DIGITS)
-    values = np.sort(np.round(statistic(draws.sums), _DIGITS))
+    values = np.sort(np.round(drawn, _DIGITS))
     acceleration = _acceleration(whole, rows, counts, statistic)
     return Bootstrap(estimate, values, _bias(values, estimate), acceleration, int(counts.sum()))
 

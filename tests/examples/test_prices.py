@@ -51,12 +51,17 @@ def test_prices_from_rows_to_an_answer(tmp_path: Path) -> None:
     assert verdict["registered"]["version"] == "1"
     assert "<html" in (folder / "report.html").read_text()
 
+    checked = goldgate(store, "verify", "models:/prices@champion")
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+    assert "PROMOTE, computed again from 240 items: the same" in checked.stdout
+
     again = goldgate(store, "run", config)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "Reused from earlier runs:" in again.stdout
     kept = json.loads((Path(again.stdout.strip().splitlines()[-1]) / "verdict.json").read_text())
     assert kept["metrics"] == metrics
     assert kept["registered"] == verdict["registered"]
+    assert "1 look, 1 promoted" in goldgate(store, "ledger", "show", "prices").stdout
 
     asked = subprocess.run(
         [sys.executable, "-c", ASK],

@@ -25,12 +25,6 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         yield opened
 
 
-@pytest.fixture(autouse=True)
-def _short_self_tests(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tasks.gate.selftest.HISTORIES", 30)
-    monkeypatch.setattr("tasks.gate.selftest.HISTORIES_DEAR", 10)
-
-
 def bare(path: Path, outcomes: Sequence[ItemOutcome], **columns: Sequence[Any]) -> Path:
     """A file of ids and scores, with what else is given item by item."""
     lines = [

@@ -23,7 +23,7 @@ MIRRORED = {
     Outcome.INCONCLUSIVE: Outcome.INCONCLUSIVE,
 }
 
-tried = settings(deadline=None, derandomize=True, database=None, max_examples=60)
+tried = settings(deadline=None, derandomize=True, database=None, max_examples=40)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -119,7 +119,7 @@ def test_a_tie_never_turns_the_verdict_around(made: Made, score: float, at: int,
     assert {before, after} != {Outcome.PROMOTE, Outcome.REJECT}
 
 
-@settings(tried, max_examples=30)
+@settings(tried, max_examples=20)
 @given(made=outcomes(), guard=guards, order=st.randoms(use_true_random=False))
 def test_the_order_of_items_never_matters(made: Made, guard: MetricGuard, order: Any) -> None:
     shuffled = Made(

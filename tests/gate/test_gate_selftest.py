@@ -11,13 +11,11 @@ import pytest
 from tasks.contracts.errors import NotComparableError, SpecError
 from tasks.contracts.references import ItemOutcome
 from tasks.contracts.spec import MACRO_F1, Expense, LookPolicy, MetricGuard, Objective, Policy
-from tasks.gate import resample
+from tasks.gate import selftest
 from tasks.gate.effects import PairedShares
 from tasks.gate.pairs import Pairs, make_pairs
 from tasks.gate.requirements import ask_all
 from tasks.gate.selftest import (
-    HISTORIES,
-    HISTORIES_DEAR,
     RESAMPLED,
     TWO_EVALUATIONS,
     _no_better,
@@ -152,10 +150,12 @@ def test_the_same_outcomes_give_the_same_self_test() -> None:
     assert self_test(itself(), Policy(), noise=RESAMPLED, histories=50) == first
 
 
-def test_as_many_histories_are_judged_as_take_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resample, "RESAMPLES", 200)
-    assert self_test(itself(50), Policy(), noise=RESAMPLED).histories == HISTORIES
-    assert self_test(itself(50, per_group=2), Policy(), noise=RESAMPLED).histories == HISTORIES_DEAR
+def test_fewer_histories_are_judged_where_each_is_dear(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(selftest, "HISTORIES", 7)
+    monkeypatch.setattr(selftest, "HISTORIES_DEAR", 3)
+    assert self_test(itself(50), Policy(), noise=RESAMPLED).histories == 7
+    assert self_test(itself(50, per_group=2), Policy(), noise=RESAMPLED).histories == 3
+    assert self_test(itself(50), Policy(metric=MACRO_F1), noise=RESAMPLED).histories == 3
 
 
 def test_a_metric_that_is_not_there_is_named() -> None:

@@ -14,10 +14,19 @@ import yaml
 
 from goldgate import cli
 from goldgate.config import load_spec
-from goldgate.overrides import check_same_candidate, force_promotion, open_run_folder, override_of, set_baseline
+from goldgate.overrides import (
+    answer,
+    check_asks,
+    check_same_candidate,
+    force_promotion,
+    open_run_folder,
+    override_of,
+    set_baseline,
+)
 from tasks.contracts.errors import GoldenSetError, LedgerError, ModelError, RegistryError, SpecError, StoreError
 from tasks.contracts.prompt import base_prompt, tuned_prompt
-from tasks.contracts.spec import PromptKind, RetrainSpec
+from tasks.contracts.references import Approval
+from tasks.contracts.spec import Policy, PromptKind, RetrainSpec
 from tasks.data.golden import freeze
 from tasks.data.steps import ingest_dataset
 from tasks.gate.ledger import Ledger, ledger_url
@@ -250,10 +259,29 @@ def test_the_flow_runs_with_the_persons_word(
         return Ended()
 
     monkeypatch.setattr(flows.retrain, "retrain", retrain)
+    run = open_run_folder(str(finished))
     with pytest.raises(TypeError, match="not a RunResult"):
-        force_promotion(open_run_folder(str(finished)), WORD)
-    meant = WORD.model_copy(update={"candidate": "d" * 64})
+        force_promotion(run, WORD)
+    meant = WORD.model_copy(update={"candidate": "d" * 64})  # the flow refuses any other
     assert asked == {"spec": spec, "override": meant, "approval": None, "return_state": True}
+
+    with pytest.raises(TypeError, match="not a RunResult"):
+        answer(run, approve=False, by="Ada", comment="not before May")
+    said = Approval(approve=False, by="Ada", comment="not before May", candidate="d" * 64)
+    assert asked == {"spec": spec, "override": None, "approval": said, "return_state": True}
+    with pytest.raises(SpecError, match="comment: String should have at least 1 character"):
+        answer(run, approve=True, by="Ada", comment="")
+
+
+def test_only_a_promotion_that_waits_can_be_approved(finished: Path, spec: RetrainSpec) -> None:
+    with pytest.raises(SpecError, match="nothing to approve: the verdict on candidate dddddddd is REJECT"):
+        check_asks(open_run_folder(str(finished)))
+    change(finished, verdict="promote")
+    with pytest.raises(SpecError, match="this run's policy asks nobody"):
+        check_asks(open_run_folder(str(finished)))
+    asking = spec.model_copy(update={"policy": Policy(approval_hours=1)})
+    change(finished, spec=asking.model_dump(mode="json"))
+    check_asks(open_run_folder(str(finished)))
 
 
 # -- the commands ---------------------------------------------------------------------------------------------------
