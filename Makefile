@@ -42,7 +42,7 @@ up: setup
 down: setup
 	$(BIN)/goldgate down
 
-bench-gate: setup  # error rates, power and speed of the gate; some minutes on two cores
+bench-gate: setup  # error rates, power and speed of the gate; a quarter of an hour on two cores
 	$(BIN)/python -m bench.gate
 
 vllm-env:

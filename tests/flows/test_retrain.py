@@ -65,6 +65,8 @@ from tasks.store import Store, digest_file
 from tests.tiny import make_tiny_model
 from tests.toys import LABELS, toy_rows, vocabulary, write_jsonl
 
+pytestmark = pytest.mark.timeout(600)  # whoever comes first starts the server and trains
+
 ADA = Override(by="Ada Lovelace", reason="the old one is wrong on refunds")
 _RISK = "a toy task with a model of two layers"
 

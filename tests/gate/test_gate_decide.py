@@ -324,8 +324,13 @@ def test_table_and_verdict_agree(metric: str, margin: float) -> None:
     for _ in range(30):
         wins, losses = draw.randrange(0, 30), draw.randrange(0, 30)
         before, after = (
-            [one.model_copy(update={"scores": one.scores | {"graded": one.scores["exact_match"] * 0.8}}) for one in s]
-            for s in sides(wins, losses, 20, 40)
+            [
+                one.model_copy(
+                    update={"scores": one.scores | {"graded": one.scores["exact_match"] * 0.8}, "target": ""}
+                )
+                for one in side
+            ]
+            for side in sides(wins, losses, 20, 40)
         )
         decision = decide(Comparison(before, after), Policy(metric=metric, min_improvement=margin))
         (one,), row = decision.requirements, decision.metrics[0]
