@@ -555,7 +555,7 @@ def test_interrupted_up_leaves_no_process(tmp_path: Path) -> None:
         [sys.executable, "-c", _UP, str(store), str(free_port()), str(free_port())],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    wait_until(lambda: len(processes_about(store)) >= 2, "two servers are started", 60.0)
+    wait_until(lambda: len(processes_about(store)) >= 1, "a server is started", 60.0)
     up.send_signal(signal.SIGINT)
     output, _ = up.communicate(timeout=60)
 
