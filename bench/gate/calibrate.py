@@ -36,9 +36,9 @@ from tasks.gate.statistics import _score_statistics
 
 SEED = 20_260
 HISTORIES = 20_000
-# Of the histories that are written at each cell. A tenth takes ten minutes on two cores, and all cells together still
-# judge each policy more than 100,000 times.
-SHARE = 0.1
+# Of the histories that are written at each cell: a fifth takes some minutes on two cores, and gives each policy more
+# than 400,000 histories in all.
+SHARE = 0.2
 LOOKS = (1, 10, 52)
 MOST = max(LOOKS)
 AUDITED = 100
@@ -241,7 +241,7 @@ def summed_cells(scale: float) -> Iterator[Summed]:
         return Summed(name, n, tables, limit, shared, False, looks, max(100, int(histories * scale)))
 
     def lopsided(name: str, n: int, table: Table, limit: float = 0.0) -> Summed:
-        return Summed(name, n, (table,), limit, 0.0, True, 10, max(100, int(4_000 * scale)))
+        return Summed(name, n, (table,), limit, 0.0, True, MOST, max(100, int(2_000 * scale)))
 
     for n in (50, 200, 1000, 5000):
         for correlation in (0.3, 0.8):

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import resource
 import sys
 import time
 from collections.abc import Callable
@@ -136,8 +135,14 @@ def once(arrays: dict[str, np.ndarray], jobs: list[dict[str, Any]]) -> dict[str,
     for gate in gates:
         gate()
     done, busy = time.perf_counter(), time.process_time() - busy
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = peak_mb()
     return {"imports": (made - start) - (ready - made), "decide": done - ready, "processor": busy, "peak_mb": peak}
+
+
+def peak_mb() -> float:
+    """Largest memory of this process. (`ru_maxrss` would count that of the process which started it as well.)"""
+    with open("/proc/self/status", encoding="utf-8") as file:
+        return next(int(line.split()[1]) / 1024 for line in file if line.startswith("VmHWM"))
 
 
 def main() -> None:

@@ -31,6 +31,7 @@ from tasks.gate.resample import (
 )
 from tasks.gate.statistics import (
     Interval,
+    empirical_likelihood_p,
     exact_p_beyond,
     exact_share_interval,
     rare_losses_p,
@@ -361,15 +362,21 @@ def _ratio_of_sums(sums: Floats, level: float, ends: Interval) -> Resampled:
     """The first column's total over the second's: a mean where the second counts items. [G, 2]"""
     largest = float(sums[:, 1].max())
 
-    def test(excess: Floats, reach: float) -> float:
+    def test(side: float, limit: float) -> float:
+        excess = side * (sums[:, 0] - limit * sums[:, 1])
+        reach = limit - ends.low if side > 0 else ends.high - limit
         worst = reach * largest if math.isfinite(reach) else float(np.abs(excess).max())
-        return max(sign_flip_p(excess), rare_losses_p(excess, worst))
+        if ends == _DIFFERENCES:  # losses are those of items, whatever the limit
+            rare = rare_losses_p(side * sums[:, 0], largest, -side * limit * float(sums[:, 1].mean()))
+        else:
+            rare = rare_losses_p(excess, worst)
+        return max(sign_flip_p(excess), rare, empirical_likelihood_p(excess, worst))
 
     def above(limit: float, level: float) -> float:
-        return test(sums[:, 0] - limit * sums[:, 1], limit - ends.low)
+        return test(1.0, limit)
 
     def below(limit: float, level: float) -> float:
-        return test(limit * sums[:, 1] - sums[:, 0], ends.high - limit)
+        return test(-1.0, limit)
 
     return Resampled(sums, _ratio, above, below, level, BCA_FLIPS, ends)
 

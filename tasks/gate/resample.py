@@ -61,8 +61,12 @@ class Bootstrap:
         return float(self.values.std(ddof=1))
 
     def interval(self, low_level: float, high_level: float) -> Interval:
-        """The lower bound at one one-sided level and the upper at another."""
-        return Interval(self._bound(float(ndtri(low_level))), self._bound(-float(ndtri(high_level))))
+        """The lower bound at one one-sided level and the upper at another; the estimate is always between them.
+
+        A large bias would move one of them past the estimate, which is more than so few resamples can say.
+        """
+        low, high = self._bound(float(ndtri(low_level))), self._bound(-float(ndtri(high_level)))
+        return Interval(min(low, self.estimate), max(high, self.estimate))
 
     def p_above(self, limit: float) -> float:
         """One-sided p-value of "the true value is at most `limit`": the level at which the lower bound meets it."""
@@ -78,7 +82,8 @@ class Bootstrap:
         denominator = 1 + self.acceleration * w
         if denominator <= 0:  # out of reach of all bounds: of the lower ones, however small the level, or of the upper
             return 0.0 if w < 0 else 1.0
-        return float(ndtr(w / denominator - self.bias))
+        p_value = float(ndtr(w / denominator - self.bias))
+        return p_value if limit < self.estimate else max(p_value, 0.5)
 
     def p_below(self, limit: float) -> float:
         """One-sided p-value of "the true value is at least `limit`"."""
@@ -108,7 +113,7 @@ class Bootstrap:
         # Too few resamples lie beyond: from where there are some, go on as a normal tail would.
         anchor_z = float(ndtri(_LEAST_IN_TAIL / count))
         reach = min(abs(at), 40.0) + anchor_z
-        return self._anchor(z) + math.copysign(reach * self.error, z)
+        return self._anchor(at) + math.copysign(reach * self.error, at)
 
     def _anchor(self, sign: float) -> float:
         share = _LEAST_IN_TAIL / len(self.values)

@@ -170,7 +170,7 @@ def test_a_guard_more_never_makes_a_promotion(made: Made, guard: MetricGuard, an
 
 
 @tried
-@given(made=outcomes(metrics=("exact_match",)), improvement=st.sampled_from((0.0, 0.01, 0.1)))
+@given(made=outcomes(metrics=("exact_match", "graded")), improvement=st.sampled_from((0.0, 0.01, 0.1)))
 def test_asking_for_more_never_makes_a_promotion(made: Made, improvement: float) -> None:
     promoted = [
         made.decided(level, min_improvement=asked).outcome is Outcome.PROMOTE

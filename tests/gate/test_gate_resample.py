@@ -172,6 +172,18 @@ def test_a_smaller_level_never_gives_a_narrower_interval(shape: str) -> None:
         assert wide.low <= made.estimate <= wide.high, level
 
 
+def test_a_large_bias_moves_no_bound_past_the_estimate() -> None:
+    values = np.sort(np.random.default_rng(2).normal(0.5, 0.05, 4_000))
+    biased = Bootstrap(0.6, values, bias=3.0, acceleration=0.0, groups=60)  # hardly any is as large as the estimate
+    for level in LEVELS:
+        low, high = biased.interval(level, level)
+        assert low <= 0.6 <= high
+    lows = [biased.interval(level, level).low for level in LEVELS]
+    assert lows == sorted(lows, reverse=True)
+    assert biased.p_above(0.6) >= 0.5
+    assert biased.p_above(0.7) >= 0.5
+
+
 def test_groups_that_are_all_alike_are_as_sure_as_they_are_many() -> None:
     # If one in a hundred were otherwise, all of 80 groups would miss it with a chance of 0.99^80 = 0.45.
     made = mean_bootstrap(np.full(80, 0.4))
