@@ -1,6 +1,7 @@
 """What we expect of a golden set: each item as good as a training row, and the set as a whole fit to judge by.
 
-Beside the columns of `expectations.training_rows` the frame has `text_identity`, the hash of the normalised input.
+Beside the columns of `expectations.training_rows` the frame has `text_identity`, the hash of the normalised input, and,
+where items were made from others, `origin_problem`: what is wrong between an item and its original; null for none.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from expectations.training_rows import reason, row_expectations
 from tasks.contracts.spec import DataSpec, TaskKind, TaskSpec
 
 
-def build_suite(task: TaskSpec, data: DataSpec, *, min_items: int) -> Any:
-    """The suite `golden_items`; `min_items` is how many items there have to be."""
+def build_suite(task: TaskSpec, data: DataSpec, *, min_items: int, made: bool = False) -> Any:
+    """The suite `golden_items`; `min_items` is how many items there have to be, `made` whether some were made."""
     expectations = [
         *row_expectations(task, data),
         gxe.ExpectColumnValuesToBeUnique(
@@ -29,6 +30,14 @@ def build_suite(task: TaskSpec, data: DataSpec, *, min_items: int) -> Any:
             notes="Enough items to tell two models apart.",
         ),
     ]
+    if made:
+        expectations.append(
+            gxe.ExpectColumnValuesToBeNull(
+                column="origin_problem",
+                meta=reason("origin", "{value}"),
+                notes="An item that was made has its original in the set, with the same answer, in the same group.",
+            )
+        )
     if task.kind is TaskKind.CLASSIFY:
         expectations.append(
             gxe.ExpectColumnDistinctValuesToContainSet(

@@ -8,7 +8,14 @@ from prefect.client.schemas.objects import State
 from flows.train import train_where_told
 from tasks.contracts.references import Approval, RunResult, TrainRequest
 from tasks.contracts.spec import Override, RetrainSpec
-from tasks.data.steps import curate_dataset, ingest_dataset, open_golden_set, open_suites, validate_dataset
+from tasks.data.steps import (
+    curate_dataset,
+    ingest_dataset,
+    open_golden_set,
+    open_suites,
+    report_data,
+    validate_dataset,
+)
 from tasks.evaluation.steps import (
     candidate_system,
     check_engine_is_there,
@@ -40,10 +47,11 @@ def retrain(spec: RetrainSpec, override: Override | None = None, approval: Appro
     check_gate(golden, spec)
     check_engine_is_there(asked, spec.base_model)
     raw = ingest_dataset(spec)
-    valid = validate_dataset(raw, spec)
+    base = fetch_base_model(spec)  # its tokenizer says how long a row is
+    valid = validate_dataset(raw, base, spec)
     splits = curate_dataset(valid, golden, spec)
+    data_page = report_data(raw, valid, splits, spec)
 
-    base = fetch_base_model(spec)
     check_budget(golden, splits, base, spec)
     trained = train_where_told(TrainRequest.of(spec, splits, base))
 
@@ -63,7 +71,8 @@ def retrain(spec: RetrainSpec, override: Override | None = None, approval: Appro
 
     placed = release_of_baseline(baseline, spec)
     folder = write_run_folder(
-        spec, raw, valid, splits, trained, baseline_result, candidate_result, verdict, release, registered, placed
-    )
-    publish_verdict(spec, verdict, release, registered, valid, folder, placed)
+        spec, raw, valid, splits, trained, baseline_result, candidate_result, verdict, release, registered, placed,
+        data_page,
+    )  # fmt: skip
+    publish_verdict(spec, verdict, release, registered, valid, folder, placed, data_page)
     return named_state(spec, verdict, release, registered, folder)

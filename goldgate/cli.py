@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -18,6 +19,7 @@ from rich.markup import escape
 from typer.core import TyperGroup
 
 from goldgate.config import load_spec, parse
+from goldgate.data_commands import data_app
 from tasks.contracts.errors import GoldgateError, ServiceError, SpecError, StoreError
 from tasks.contracts.spec import EvaluationSpec, ExecutionSpec, PromptKind
 
@@ -34,6 +36,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(data_app, name="data")
 golden_app = typer.Typer(help="Golden sets.", no_args_is_help=True)
 app.add_typer(golden_app, name="golden")
 ledger_app = typer.Typer(help="Who has looked at which golden set, and what is left of it.", no_args_is_help=True)
@@ -139,12 +142,44 @@ def run(
 def golden_freeze(config: Config, overrides: Overrides = None) -> None:
     """Draw the golden set from the data, once; training never sees it."""
     spec = load_spec(config, overrides or [])
+    from goldgate.golden_plan import planner_of, print_plan
     from goldgate.terminal import TerminalDisplay
     from tasks.data.golden import freeze
 
     with TerminalDisplay(console) as shown:
-        golden = freeze(spec, lambda progress: shown.update("freeze", progress))
-    console.print(f"Froze {golden.items} items in {golden.path}\nsha256 {golden.digest}", highlight=False)
+        golden = freeze(
+            spec,
+            lambda progress: shown.update("freeze", progress),
+            planner_of(spec),
+            lambda draft: print_plan(console, draft, spec),
+        )
+    console.print(f"\nFroze {golden.items} items in {golden.path}\nsha256 {golden.digest}", highlight=False)
+
+
+@golden_app.command("plan")
+def golden_plan(
+    config: Config,
+    overrides: Overrides = None,
+    to_paraphrase: Annotated[
+        Path | None,
+        typer.Option("--to-paraphrase", help="File to write the items to that somebody is to say in other words."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """What `golden freeze` would draw, and which differences that could show; freezes nothing."""
+    spec = load_spec(config, overrides or [])
+    from goldgate.golden_plan import plan_record, planner_of, print_plan, write_to_paraphrase
+    from goldgate.terminal import TerminalDisplay
+    from tasks.data.golden import draft_golden
+
+    with TerminalDisplay(errors if as_json else console) as shown:
+        draft = draft_golden(spec, lambda progress: shown.update("plan", progress), planner_of(spec))
+    if to_paraphrase is not None:
+        write_to_paraphrase(to_paraphrase, draft)
+    if as_json:
+        print(json.dumps(plan_record(draft, spec), indent=2))
+    else:
+        print_plan(console, draft, spec)
 
 
 @app.command()

@@ -27,20 +27,33 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> RetrainSpec:
     """
     record = read_mapping(path)
     for override in overrides:
-        _override(record, override)
+        set_key(record, override)
     spec = parse(RetrainSpec, record, where=str(path))
     folder = path.absolute().parent
     return spec.model_copy(
         update={
             "data": spec.data.model_copy(update={"source": _beside(folder, spec.data.source)}),
-            "golden": spec.golden.model_copy(update={"path": _beside(folder, spec.golden.path)}),
+            "golden": spec.golden.model_copy(
+                update={
+                    "path": _beside(folder, spec.golden.path),
+                    "paraphrases": spec.golden.paraphrases and _beside(folder, spec.golden.paraphrases),
+                }
+            ),
+            "curate": spec.curate.model_copy(
+                update={"semantic_model": spec.curate.semantic_model and _beside(folder, spec.curate.semantic_model)}
+            ),
             "suites": tuple(suite.model_copy(update={"path": _beside(folder, suite.path)}) for suite in spec.suites),
             "base_model": _model_beside(folder, spec.base_model),
         }
     )
 
 
-def _override(record: dict[str, Any], override: str) -> None:
+def set_key(record: dict[str, Any], override: str) -> None:
+    """Put what `key.path=value` says into a configuration that is still plain data; the value is YAML.
+
+    Raises:
+        SpecError: it does not read so, or a part of the path has no fields.
+    """
     name, equals, text = override.partition("=")
     if not equals or not name:
         raise SpecError("An override must read key.path=value.", where=f"--set {override}", fix="add the value")

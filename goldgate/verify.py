@@ -30,7 +30,9 @@ from tasks.gate.keys import open_trusted_key
 from tasks.gate.statement import ADAPTER, MODEL, Statement, open_statement, read_hints
 from tasks.registry.versions import (
     CERTIFICATE_DIGEST,
+    LICENCE,
     LOOK,
+    PROVENANCE,
     RELEASE,
     VERDICT,
     BaselineKind,
@@ -289,6 +291,8 @@ def _registry(statement: Statement, files: CertificateFiles, registered: Registe
         VERDICT: said.outcome.value,
         RELEASE: said.release.model_dump_json(),
         LOOK: said.look.model_dump_json(),
+        PROVENANCE: said.provenance,
+        LICENCE: said.licence,
         CERTIFICATE_DIGEST: kept,
     }
     differing = [tag for tag, value in expected.items() if tags.get(tag) != value]

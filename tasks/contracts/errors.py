@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class GoldgateError(Exception):
     """A refusal with its reason. Base of every error that Goldgate raises on purpose.
@@ -18,12 +20,20 @@ class GoldgateError(Exception):
         self.where = where
         self.fix = fix
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """How an error crosses from one process to another."""
+        return _raised_elsewhere, (type(self), self.what, self.where, self.fix)
+
     def __str__(self) -> str:
         lines = [self.what]
         if self.where is not None:
             lines.append(f"  where:  {self.where}")
         lines.append(f"  to fix: {self.fix}")
         return "\n".join(lines)
+
+
+def _raised_elsewhere(kind: type[GoldgateError], what: str, where: str | None, fix: str) -> GoldgateError:
+    return kind(what, where=where, fix=fix)
 
 
 class SpecError(GoldgateError):

@@ -42,15 +42,19 @@ class RawDatasetRef(ArtefactRef):
 
 
 class ValidDatasetRef(ArtefactRef):
-    """Rows that met every expectation (`rows.jsonl`), the others with their reasons (`quarantine.jsonl`).
+    """Rows that met every expectation (`rows.jsonl`), the others with their reasons (`quarantine.jsonl`), and what was
+    found in rows that go on (`notes.jsonl`).
 
-    `data_docs` is the address of the page of the Data Docs that holds the result, in a folder of its own.
+    `told` counts those by what was found; in `masked` rows something was masked. `data_docs` is the address of the page
+    of the Data Docs that holds the result, in a folder of its own.
     """
 
     kind: Literal["valid"] = "valid"
     rows: int
     quarantined: int
     data_docs: str
+    told: dict[str, int] = {}
+    masked: int = 0
 
 
 class GoldenSetRef(Frozen):
@@ -72,8 +76,9 @@ class SuiteRef(Frozen):
 
 
 class SplitsRef(ArtefactRef):
-    """`train.jsonl` and `dev.jsonl`, `removed.jsonl` (row, reason), `report.json` (a funnel of counts) and
-    `contamination.json`: that no golden item is in the splits, looked up in the splits themselves.
+    """`train.jsonl` and `dev.jsonl`, `quarantine.jsonl` (the other rows, each with its reason), `report.json` (a funnel,
+    and what was found) and `contamination.json`: that no golden item is in the splits, looked up in the splits
+    themselves.
     """
 
     kind: Literal["splits"] = "splits"

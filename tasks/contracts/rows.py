@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import orjson
+
 Role = Literal["system", "user", "assistant", "tool"]
 
 
@@ -33,6 +35,11 @@ class Row:
         target: the answer wanted, exactly as the model should write it (a label, canonical JSON, or text).
         group: rows that belong together (same document, same conversation) share it; None for none.
         slice: a named part of the data to report on; None for none.
+        label: the class that a row is drawn and balanced by where that is not its target; None for none.
+        source: where it came from (a file of a folder, an annotator, a teacher); None for a source of one file.
+        time: when it was made, ISO 8601; None if that is not known. Text order is time order.
+        weight: how much it counts in the training loss, relative to other rows; above 0.
+        synthetic: whether a model wrote it. A row keeps this mark for ever.
     """
 
     id: str
@@ -41,6 +48,11 @@ class Row:
     target: str
     group: str | None = None
     slice: str | None = None
+    label: str | None = None
+    source: str | None = None
+    time: str | None = None
+    weight: float = 1.0
+    synthetic: bool = False
 
     @property
     def text(self) -> str:
@@ -50,7 +62,10 @@ class Row:
         return "\n".join(f"{message.role}: {message.content}" for message in self.messages)
 
     def to_json(self) -> str:
-        """One line of JSON, without the line break; keys in a fixed order, so that equal rows have equal bytes."""
+        """One line of JSON, without the line break; keys in a fixed order, so that equal rows have equal bytes.
+
+        Fields after `slice` are written only where they say something: files of before they existed keep their bytes.
+        """
         record: dict[str, Any] = {
             "id": self.id,
             "line": self.line,
@@ -59,20 +74,28 @@ class Row:
             "group": self.group,
             "slice": self.slice,
         }
-        return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+        for name, unsaid in _WRITTEN_WHERE_SAID.items():
+            value = getattr(self, name)
+            if value != unsaid:
+                record[name] = value
+        return orjson.dumps(record).decode()
 
     @classmethod
-    def from_json(cls, text: str) -> Row:
+    def from_json(cls, text: str | bytes) -> Row:
         """The row that `to_json` wrote."""
-        record = json.loads(text)
+        record = orjson.loads(text)
         return cls(
             id=record["id"],
             line=record["line"],
-            messages=tuple(Message(m["role"], m["content"]) for m in record["messages"]),
+            messages=tuple([Message(m["role"], m["content"]) for m in record["messages"]]),
             target=record["target"],
             group=record["group"],
             slice=record["slice"],
+            **{name: record[name] for name in _WRITTEN_WHERE_SAID if name in record},
         )
+
+
+_WRITTEN_WHERE_SAID: dict[str, Any] = {"label": None, "source": None, "time": None, "weight": 1.0, "synthetic": False}
 
 
 def read_rows(path: Path) -> Iterator[Row]:

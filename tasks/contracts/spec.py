@@ -65,6 +65,7 @@ class DataFormat(StrEnum):
     CSV = "csv"
     PARQUET = "parquet"
     DATASET = "dataset"
+    LABEL_STUDIO = "label_studio"
 
 
 class Guard(StrEnum):
@@ -73,6 +74,62 @@ class Guard(StrEnum):
     FEW_ROWS = "few_rows"
     SMALL_CLASS = "small_class"
     LEARNING_RATE = "learning_rate"
+    LABEL_DRIFT = "label_drift"
+
+
+class PrivatePolicy(StrEnum):
+    """What is done about secrets, or personal data, in a row."""
+
+    OFF = "off"
+    REPORT = "report"
+    MASK = "mask"
+    QUARANTINE = "quarantine"
+
+
+class SuspectPolicy(StrEnum):
+    """What is done about rows whose label is probably wrong."""
+
+    OFF = "off"
+    REPORT = "report"
+    DROP = "drop"
+    DOWN_WEIGHT = "down_weight"
+    REVIEW = "review"
+
+
+class PoisonPolicy(StrEnum):
+    """What is done about rows that look planted; `stop` ends the run where any are found."""
+
+    OFF = "off"
+    REPORT = "report"
+    QUARANTINE = "quarantine"
+    STOP = "stop"
+
+
+class Balance(StrEnum):
+    """What is done about classes of very different size."""
+
+    NONE = "none"
+    OVERSAMPLE = "oversample"
+    WEIGHT = "weight"
+
+
+class SplitBy(StrEnum):
+    """How dev is parted from train: by the hash of the content, or the newest rows."""
+
+    CONTENT = "content"
+    TIME = "time"
+
+
+class GoldenSlice(StrEnum):
+    """A part of the golden set that is drawn, or made, to show how a model does where inputs are unlike most others."""
+
+    NEWEST = "newest"
+    RARE_CLASS = "rare_class"
+    LONG = "long"
+    SHORT = "short"
+    TYPED_NOISE = "typed_noise"
+    PARAPHRASE = "paraphrase"
+    ADVERSARIAL = "adversarial"
 
 
 class Objective(StrEnum):
@@ -143,10 +200,19 @@ class TaskSpec(Frozen):
 class DataSpec(Frozen):
     """Where the rows come from and which columns hold what."""
 
-    source: str = knob(0, "File or folder of rows: JSONL, CSV, Parquet, or a folder saved by `datasets`.", min_length=1)
+    source: str = knob(
+        0,
+        "Rows: a file or a folder of parts (JSONL, CSV, Parquet), a folder saved by `datasets`, a Label Studio export; "
+        "local, or an fsspec URI such as s3://bucket/rows/.",
+        min_length=1,
+    )
     format: DataFormat = knob(1, "How the source is written; auto goes by its ending.", default=DataFormat.AUTO)
-    text_field: str | None = knob(2, "Column with the input text.", default="text")
-    target_field: str | None = knob(3, "Column with the answer: a label, JSON, or text.", default="label")
+    text_field: str | None = knob(
+        2, "Column with the input: text, or chat messages without the answer.", default="text"
+    )
+    target_field: str | None = knob(
+        3, "Column with the answer: a label, JSON, text, or one assistant message.", default="label"
+    )
     messages_field: str | None = knob(
         4, "Column with chat messages; the last assistant turn is the answer. Replaces text and target.", default=None
     )
@@ -155,15 +221,47 @@ class DataSpec(Frozen):
     )
     group_field: str | None = knob(6, "Column that ties rows which belong together.", default=None)
     slice_field: str | None = knob(7, "Column that names a part of the data to report on.", default=None)
+    label_field: str | None = knob(
+        8, "Column with a class to draw and balance by (extract and chat; else the answer is it).", default=None
+    )
+    source_field: str | None = knob(
+        9, "Column that says where a row came from; none takes the file of a folder of parts.", default=None
+    )
+    time_field: str | None = knob(10, "Column with the time at which a row was made, ISO 8601.", default=None)
+    weight_field: str | None = knob(11, "Column with the row's weight in the loss, above 0.", default=None)
+    min_agreement: float = knob(
+        12,
+        "Share of the annotators who must agree on a label, where several gave one (label_studio only).",
+        default=0.51,
+        gt=0.0,
+        le=1.0,
+    )
     max_characters: int = knob(
-        8,
+        13,
         "Longest input that is accepted, in characters; longer rows are quarantined.",
         default=20_000,
         ge=1,
         le=1_000_000,
     )
+    languages: tuple[str, ...] = knob(
+        14, "Languages that rows may be in (ISO 639-1, such as en); none is not checked.", default=()
+    )
+    secrets: PrivatePolicy = knob(
+        15, "Keys, tokens and passwords in rows: report, mask, quarantine, or off.", default=PrivatePolicy.REPORT
+    )
+    personal_data: PrivatePolicy = knob(
+        16,
+        "E-mail addresses, telephone, card and account numbers in rows: report, mask, quarantine, or off.",
+        default=PrivatePolicy.REPORT,
+    )
     max_invalid_share: float = knob(
-        9, "Share of quarantined rows above which the run stops.", default=0.02, ge=0.0, le=1.0
+        17, "Share of quarantined rows above which the run stops.", default=0.02, ge=0.0, le=1.0
+    )
+    provenance: str | None = knob(
+        18, "Where the data come from; kept with golden set, model card and certificate.", default=None, min_length=1
+    )
+    licence: str | None = knob(
+        19, "Licence of the data (an SPDX id or words); kept likewise.", default=None, min_length=1
     )
 
     @model_validator(mode="after")
@@ -186,6 +284,53 @@ class GoldenSpec(Frozen):
         default=None,
         pattern=r"^[0-9a-f]{64}$",
     )
+    slices: tuple[GoldenSlice, ...] = knob(
+        3,
+        "Slices to add to the drawn items (used by `goldgate golden freeze` alone). Drawn: newest, rare_class, long, "
+        "short. Made from drawn items: typed_noise, paraphrase, adversarial.",
+        default=(),
+    )
+    slice_items: int | None = knob(
+        4,
+        "Items of each slice; none takes as many as the gate needs to show `slice_loss`.",
+        default=None,
+        ge=10,
+        le=100_000,
+    )
+    slice_loss: float = knob(
+        5,
+        "Loss on a slice that its items must be able to rule out, where no guard of the policy gives it a margin.",
+        default=0.1,
+        gt=0.0,
+        lt=1.0,
+    )
+    discordance: float = knob(
+        6,
+        "Share of items on which baseline and candidate are expected to differ in being right; slices are planned "
+        "with it.",
+        default=0.2,
+        gt=0.0,
+        le=1.0,
+    )
+    paraphrases: str | None = knob(
+        7,
+        "JSONL of {id, text}: items said in other words, by people or a teacher (the slice paraphrase only).",
+        default=None,
+        min_length=1,
+    )
+
+    @model_validator(mode="after")
+    def _slices_can_be_made(self) -> Self:
+        if len(set(self.slices)) != len(self.slices):
+            raise ValueError("a slice is named twice")
+        if GoldenSlice.PARAPHRASE in self.slices and self.paraphrases is None:
+            raise ValueError(
+                "the slice paraphrase needs `golden.paraphrases`, a file of {id, text}; nothing is paraphrased by "
+                "rule. `goldgate golden plan CONFIG --to-paraphrase FILE` writes the items to say in other words"
+            )
+        if self.paraphrases is not None and GoldenSlice.PARAPHRASE not in self.slices:
+            raise ValueError("paraphrases are for the slice paraphrase, which is not in `golden.slices`")
+        return self
 
 
 class CurateSpec(Frozen):
@@ -204,8 +349,52 @@ class CurateSpec(Frozen):
         gt=0.3,
         le=1.0,
     )
+    semantic_model: str | None = knob(
+        3,
+        "Folder of a model2vec or sentence-transformers model, by which rows that say the same in other words are "
+        "found too; none does not look.",
+        default=None,
+        min_length=1,
+    )
+    semantic_duplicate: float = knob(
+        4, "Cosine similarity from which two rows count as saying the same.", default=0.95, gt=0.5, le=1.0
+    )
+    suspects: SuspectPolicy = knob(
+        5,
+        "Rows whose label is probably wrong (classify only): report, drop, down_weight, review (kept out of training "
+        "and listed), or off.",
+        default=SuspectPolicy.REPORT,
+    )
+    poisoning: PoisonPolicy = knob(
+        6,
+        "Rows that look planted (a rare phrase that always brings one label): report, quarantine, stop, or off.",
+        default=PoisonPolicy.REPORT,
+    )
+    split: SplitBy = knob(7, "content: dev is drawn by class. time: dev is the newest rows.", default=SplitBy.CONTENT)
+    balance: Balance = knob(
+        8,
+        "Classes of different size: none, oversample (small ones are repeated), weight (they count more in the loss).",
+        default=Balance.NONE,
+    )
+    max_repeats: int = knob(
+        9,
+        "How often a row may stand in train at most (oversample), or count at most (weight).",
+        default=5,
+        ge=2,
+        le=100,
+    )
+    max_synthetic_share: float = knob(
+        10, "Share of the training rows that a model may have written, at most.", default=0.5, ge=0.0, le=1.0
+    )
+    max_label_drift: float = knob(
+        11,
+        "How far the shares of the labels may lie from the golden set's (total variation distance, 0 to 1).",
+        default=0.2,
+        gt=0.0,
+        le=1.0,
+    )
     accept_risks: dict[Guard, Annotated[str, Field(min_length=10)]] = knob(
-        3, "Guards to override, each with the reason (recorded in the run).", default={}
+        12, "Guards to override, each with the reason (recorded in the run).", default={}
     )
 
 

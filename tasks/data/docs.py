@@ -86,7 +86,9 @@ def write_page(
 def _finding(outcome: Mapping[str, Any]) -> Finding:
     config, found = outcome["expectation_config"], outcome["result"]
     arguments = [f"{name}={value!r}" for name, value in config["kwargs"].items() if name != "batch_id"]
-    values = Counter(_value(value) for value in found.get("unexpected_list", ()))
+    values: Counter[str] = Counter()
+    for value, count in outcome.get("unexpected_values", {}).get("counts", ()):
+        values[_value(value)] += count
     observed = values.most_common(MAX_VALUES)
     if "observed_value" in found:
         observed = [(_value(found["observed_value"]), 1)]

@@ -34,20 +34,27 @@ def content_hash(row: Row) -> str:
 
 
 def stratum(row: Row, task: TaskSpec) -> str:
-    """What the row is drawn by: its label, or its slice where there are no labels."""
-    return row.target if task.kind is TaskKind.CLASSIFY else row.slice or ""
+    """What the row is drawn by: its answer where that is a class, else its label, else its slice."""
+    return row.target if task.kind is TaskKind.CLASSIFY else row.label or row.slice or ""
 
 
 def make_units(members: Sequence[Sequence[int]], hashes: Sequence[str], strata: Sequence[str]) -> list[Unit]:
     """Units in the order of their hashes; a unit's hash is over the sorted hashes of its rows."""
-    units = [
-        Unit(
-            hashlib.sha256("".join(sorted(hashes[index] for index in indices)).encode()).hexdigest(),
-            tuple(sorted(indices, key=lambda index: hashes[index])),
-            Counter(strata[index] for index in indices),
+    alone: dict[str, Counter[str]] = {}  # most units are one row, and share what they count
+    units = []
+    for indices in members:
+        if len(indices) == 1:
+            stratum_of = strata[indices[0]]
+            counted = alone.setdefault(stratum_of, Counter({stratum_of: 1}))
+        else:
+            counted = Counter(strata[index] for index in indices)
+        units.append(
+            Unit(
+                hashlib.sha256("".join(sorted(hashes[index] for index in indices)).encode()).hexdigest(),
+                tuple(sorted(indices, key=lambda index: hashes[index])),
+                counted,
+            )
         )
-        for indices in members
-    ]
     return sorted(units, key=lambda unit: unit.order)
 
 

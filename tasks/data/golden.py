@@ -6,12 +6,15 @@ import json
 import math
 import tempfile
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from tasks.contracts.errors import GoldenSetError, SpecError, StoreError
@@ -19,12 +22,28 @@ from tasks.contracts.parse import problems
 from tasks.contracts.progress import Progress, ProgressListener, ignore_progress
 from tasks.contracts.references import GoldenSetRef, SuiteRef
 from tasks.contracts.rows import Row, read_rows, write_rows
-from tasks.contracts.spec import EvaluationSpec, GoldenSpec, RetrainSpec, SuiteSpec, TaskKind, TaskSpec
-from tasks.data.draw import content_hash, draw, make_units, quotas, stratum
-from tasks.data.duplicates import find_duplicates
+from tasks.contracts.spec import EvaluationSpec, GoldenSlice, GoldenSpec, RetrainSpec, SuiteSpec, TaskKind, TaskSpec
+from tasks.data.draw import stratum
+from tasks.data.duplicates import Named, find_duplicates
+from tasks.data.facts import RowChecks, facts_of, schema_check
+from tasks.data.golden_slices import (
+    MADE,
+    MIN_SLICE_ITEMS,
+    TYPICAL,
+    Part,
+    Pool,
+    add_slices,
+    changed_by_rule,
+    check_slices,
+    draw_positions,
+    origin_problem,
+    part_of,
+)
 from tasks.data.ingest import ROWS, digest_source, ingest
-from tasks.data.similar import Clusters, profile_texts
-from tasks.data.validate import facts_of, run_suite, schema_check, validate, with_distinct_ids
+from tasks.data.similar import Banding, Clusters
+from tasks.data.suites import run_suite
+from tasks.data.table import NOTHING, RowReader, RowTable, build_table
+from tasks.data.validate import validate, with_repeated_ids
 from tasks.store import Store, digest_file
 
 ITEMS = "items.jsonl"
@@ -32,17 +51,63 @@ MANIFEST = "golden.json"
 MIN_CLASS_ITEMS = 10  # below this a class's precision and recall say nothing
 
 
-def freeze(spec: RetrainSpec, listener: ProgressListener = ignore_progress) -> GoldenSetRef:
+class Planner(NamedTuple):
+    """What the gate needs, and what it can show; `tasks.gate` works it out, and this room does not import it.
+
+    Attributes:
+        items_needed: from the name of a slice to how many items it takes.
+        smallest_effect: from a part of the set to the smallest difference that it shows with 80 % power; None where it
+            shows none.
+    """
+
+    items_needed: Callable[[str], int]
+    smallest_effect: Callable[[Part], float | None]
+
+
+class Draft(NamedTuple):
+    """What would be frozen.
+
+    Attributes:
+        items: the items, in order; `line` is the line in `items.jsonl`.
+        parts: all items first, then each slice.
+        left: rows that differ and are not in the set: the most that training can have.
+        synthetic: rows that a model wrote; none of them was looked at.
+        notes: what else there is to say, in sentences without a full stop.
+    """
+
+    items: list[Row]
+    parts: list[Part]
+    left: int
+    synthetic: int = 0
+    notes: tuple[str, ...] = ()
+
+
+def freeze(
+    spec: RetrainSpec,
+    listener: ProgressListener = ignore_progress,
+    planner: Planner | None = None,
+    show: Callable[[Draft], None] = lambda draft: None,
+) -> GoldenSetRef:
     """Choose `spec.golden.items` items from the training source and freeze them in `spec.golden.path`.
 
     Items are drawn by label in proportion, at least `MIN_CLASS_ITEMS` of each label as long as that is no more than
     half of its rows; whole groups (so that up to a tenth may be missing from the number asked for), no two
-    near-duplicates, no text with contradicting labels. The draw goes by the
+    near-duplicates, no text with contradicting labels, none that a model wrote. The draw goes by the
     hash of the content, so the same content gives the same items and the same digest whatever the order of the rows.
-    An item's `line` is its line in `items.jsonl`. `golden.json` is written last: without it nothing is frozen.
+    `spec.golden.slices` come in addition (see `tasks.data.golden_slices`); the items drawn before are the same with
+    them and without. An item's `line` is its line in `items.jsonl`. `golden.json` is written last: without it nothing
+    is frozen.
+
+    Args:
+        spec: what to freeze, from what, and where.
+        listener: told of the progress.
+        planner: how many items slices need, and what they show; that is kept in `golden.json`.
+        show: called with what will be frozen, before it is.
 
     Raises:
-        GoldenSetError: it is frozen already, there are too few rows, or the items do not meet the golden suite.
+        SpecError: slices are asked for that these data cannot have.
+        GoldenSetError: it is frozen already, there are too few rows, a slice has fewer than `MIN_SLICE_ITEMS`, or the
+            items do not meet the golden suite.
         DataError: the source cannot be used.
         StoreError: the folder cannot be written.
     """
@@ -55,36 +120,23 @@ def freeze(spec: RetrainSpec, listener: ProgressListener = ignore_progress) -> G
         )
     try:
         source_digest = digest_source(spec.data)
-        with tempfile.TemporaryDirectory(prefix="goldgate-golden-") as work:
-            raw, valid = Path(work, "raw"), Path(work, "valid")
-            raw.mkdir()
-            valid.mkdir()
-            listener(Progress(0, 4, "steps", "reading"))
-            ingest(spec.data, spec.task.kind, raw)
-            listener(Progress(1, 4, "steps", "checking"))
-            validate(
-                raw,
-                spec.task,
-                spec.data,
-                valid,
-                keep=lambda: Store(spec.execution.store).scratch("freeze", source_digest),
-            )
-            rows = list(read_rows(valid / ROWS))
-        listener(Progress(2, 4, "steps", "choosing"))
-        chosen = choose(rows, spec)
+        draft = draft_golden(spec, listener, planner, source_digest)
+        _check_slices_are_filled(draft.parts, spec)
+        show(draft)
         listener(Progress(3, 4, "steps", "checking the chosen items"))
-        _check_suite(chosen, spec)
+        _check_suite(draft.items, spec)
         folder.mkdir(parents=True, exist_ok=True)
-        write_rows(folder / ITEMS, chosen)
+        write_rows(folder / ITEMS, draft.items)
         digest = digest_file(folder / ITEMS)
         manifest = {
             "digest": digest,
-            "items": len(chosen),
-            "strata": dict(sorted(Counter(stratum(row, spec.task) for row in chosen).items())),
+            "items": len(draft.items),
+            "strata": dict(sorted(Counter(stratum(row, spec.task) for row in draft.items).items())),
             "name": spec.name,
             "task": spec.task.model_dump(mode="json"),
             "source_digest": source_digest,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **_said_of(draft, spec, planner),
         }
         part = folder / f"{MANIFEST}.part"
         part.write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
@@ -96,47 +148,186 @@ def freeze(spec: RetrainSpec, listener: ProgressListener = ignore_progress) -> G
             fix="free space, allow writing, or set `golden.path` to another folder",
         ) from error
     listener(Progress(4, 4, "steps"))
-    return GoldenSetRef(path=str(folder.absolute()), digest=digest, items=len(chosen))
+    return GoldenSetRef(path=str(folder.absolute()), digest=digest, items=len(draft.items))
 
 
-def choose(rows: list[Row], spec: RetrainSpec) -> list[Row]:
-    """The items of a golden set, in the order of their hashes.
+def draft_golden(
+    spec: RetrainSpec,
+    listener: ProgressListener = ignore_progress,
+    planner: Planner | None = None,
+    source_digest: str | None = None,
+) -> Draft:
+    """What `freeze` would freeze, without freezing it; a slice with too few items is no error here.
+
+    Raises:
+        SpecError: slices are asked for that these data cannot have.
+        GoldenSetError: there are too few rows.
+        DataError: the source cannot be used.
+        OSError: there is no room for temporary files.
+    """
+    check_slices(spec)
+    digest = digest_source(spec.data) if source_digest is None else source_digest
+    with tempfile.TemporaryDirectory(prefix="goldgate-golden-") as work:
+        raw, valid = Path(work, "raw"), Path(work, "valid")
+        raw.mkdir()
+        valid.mkdir()
+        listener(Progress(0, 4, "steps", "reading"))
+        ingest(spec.data, spec.task.kind, raw, expected_digest=digest)
+        listener(Progress(1, 4, "steps", "checking"))
+        validate(
+            raw,
+            spec.task,
+            spec.data,
+            valid,
+            keep=lambda: Store(spec.execution.store).scratch("freeze", digest),
+        )
+        listener(Progress(2, 4, "steps", "choosing"))
+        real = Path(work, "real.jsonl")
+        synthetic = _leave_out_synthetic(valid / ROWS, real)
+        return choose(real, spec, Path(work), planner)._replace(synthetic=synthetic)
+
+
+def choose(path: Path, spec: RetrainSpec, folder: Path, planner: Planner | None = None) -> Draft:
+    """The items of a golden set: drawn ones in the order of their hashes, then those of each slice.
+
+    Args:
+        path: the rows to choose from, as `write_rows` writes them.
+        spec: how many, and which slices.
+        folder: for temporary files.
+        planner: says how many items a slice needs, where `spec.golden.slice_items` does not.
 
     Raises:
         GoldenSetError: fewer rows differ from each other than items are wanted.
+        SpecError: nothing says how many items the slices should have.
+        DataError: the file of paraphrases cannot be used.
     """
-    profiles = list(profile_texts(row.text for row in rows))
-    found = find_duplicates(rows, profiles, spec.task, spec.curate.near_duplicate)
-    linked = Clusters(len(rows))
+    sizes = {name: _slice_items(name, spec, planner) for name in spec.golden.slices}
+    table = build_table(path, spec.task, Banding.for_threshold(spec.curate.near_duplicate), None, folder)
+    of_data: Counter[str] = Counter()
+    with table.reader() as reader:
+        kept = _distinct_rows(table, reader, spec)
+        typical = _draw_typical(table, kept, spec)
+        if sizes:
+            typical_items, slices, notes = add_slices(Pool(table, reader, kept), typical, spec, sizes)
+        else:
+            typical_items, slices, notes = [reader.row(position) for position in typical], [], []
+        if spec.data.slice_field is not None:
+            of_data.update(name for position in kept if (name := reader.row(int(position)).slice) is not None)
+    items = [*typical_items, *(row for one in slices for row in one.rows)]
+    asked = spec.golden.items + sum(sizes.values())
+    parts = [part_of(None, items, len(kept), asked)]
+    if slices:
+        parts.append(part_of(TYPICAL, typical_items, len(kept), spec.golden.items))
+        parts += [part_of(one.name.value, one.rows, one.available, one.wanted) for one in slices]
+    parts += [
+        part_of(name, [row for row in items if row.slice == name], of_data[name], None) for name in sorted(of_data)
+    ]
+    drawn = len(typical) + sum(len(one.rows) for one in slices if one.name not in MADE)
+    return Draft(
+        [
+            replace(row, line=line, source=None, weight=1.0)  # the set is the same wherever its rows came from
+            for line, row in enumerate(items, start=1)
+        ],
+        parts,
+        left=len(kept) - drawn,
+        notes=tuple(notes),
+    )
+
+
+def _leave_out_synthetic(path: Path, real: Path) -> int:
+    """Copy the rows that no model wrote; return how many others there are."""
+    left_out = 0
+    with path.open("rb") as lines, real.open("wb") as out:
+        for line in lines:
+            if b'"synthetic":true' in line and Row.from_json(line).synthetic:
+                left_out += 1
+            else:
+                out.write(line)
+    return left_out
+
+
+def _slice_items(name: GoldenSlice, spec: RetrainSpec, planner: Planner | None) -> int:
+    if spec.golden.slice_items is not None:
+        return spec.golden.slice_items
+    if planner is None:
+        raise SpecError(
+            f"Nothing says how many items the slice {name.value} should have.",
+            where="golden.slice_items",
+            fix="set it, or freeze with `goldgate golden freeze CONFIG.yaml`, which plans it",
+        )
+    return max(MIN_SLICE_ITEMS, planner.items_needed(name.value))
+
+
+def _distinct_rows(table: RowTable, reader: RowReader, spec: RetrainSpec) -> NDArray[np.int64]:
+    """Positions of rows of which no two say nearly the same, ascending."""
+
+    def named(at: int) -> Named:
+        row = reader.row(at)
+        return Named(row.id, row.target)
+
+    found = find_duplicates(
+        table.sketch,
+        table.shingles,
+        table.targets,
+        Banding.for_threshold(spec.curate.near_duplicate),
+        spec.task.kind,
+        named,
+    )
+    linked = Clusters(len(table))
     for one, other in found.links:
         linked.join(one, other)
-    hashes = [content_hash(row) for row in rows]
-    kept: dict[int, int] = {}  # of texts that are nearly the same with different answers one is enough here
-    for index in sorted(found.kept, key=lambda index: hashes[index]):
-        kept.setdefault(linked.root(index), index)
-    groups: dict[tuple[str | None, int], list[int]] = {}
-    for index in kept.values():
-        group = rows[index].group
-        groups.setdefault((None, index) if group is None else (group, 0), []).append(index)
-    strata = [stratum(row, spec.task) for row in rows]
-    wanted = quotas(Counter(strata[index] for index in kept.values()), spec.golden.items, MIN_CLASS_ITEMS)
-    taken, _ = draw(make_units(list(groups.values()), hashes, strata), wanted)
-    chosen = [rows[index] for unit in taken for index in unit.members]
+    first: dict[int, int] = {}  # of texts that are nearly the same with different answers one is enough here
+    for position in found.kept.tolist():
+        first.setdefault(linked.root(position), position)
+    return np.array(sorted(first.values()), dtype=np.int64)
+
+
+def _draw_typical(table: RowTable, kept: NDArray[np.int64], spec: RetrainSpec) -> list[int]:
+    """Positions of the items that are drawn as the data come."""
+    chosen = draw_positions(table, kept, table.content_hash, spec.golden.items, MIN_CLASS_ITEMS)
+    groups = table.groups[kept]
+    units = np.count_nonzero(groups == NOTHING) + len(np.unique(groups[groups != NOTHING]))
     if len(chosen) < _fewest(spec):
         raise GoldenSetError(
-            f"{spec.golden.items:,} golden items are wanted, but only {len(chosen):,} can be had: {len(rows):,} valid "
-            f"rows, {len(kept):,} without duplicates and contradictions, in {len(groups):,} groups that stay whole.",
+            f"{spec.golden.items:,} golden items are wanted, but only {len(chosen):,} can be had: {len(table):,} valid "
+            f"rows, {len(kept):,} without duplicates and contradictions, in {units:,} groups that stay whole.",
             where="golden.items",
             fix=f"set `golden.items` to {len(chosen):,} or less, or add data",
         )
-    return [
-        Row(row.id, line, row.messages, row.target, row.group, row.slice) for line, row in enumerate(chosen, start=1)
-    ]
+    return chosen
 
 
 def _fewest(spec: RetrainSpec) -> int:
     """Groups stay whole, so the number asked for can be missed by a little."""
     return math.ceil(0.9 * spec.golden.items)
+
+
+def _check_slices_are_filled(parts: Sequence[Part], spec: RetrainSpec) -> None:
+    asked = {name.value for name in spec.golden.slices}
+    for part in parts:
+        if part.name in asked and part.items < MIN_SLICE_ITEMS:
+            raise GoldenSetError(
+                f"The slice {part.name} would have {part.items:,} items: {part.available:,} can be had, "
+                f"{part.wanted or 0:,} are wanted, and below {MIN_SLICE_ITEMS} it would say nothing.",
+                where="golden.slices",
+                fix=f"add data that fit it, or take {part.name} out",
+            )
+
+
+def _said_of(draft: Draft, spec: RetrainSpec, planner: Planner | None) -> dict[str, Any]:
+    """What the manifest says beside what every manifest says, where there is anything to say."""
+    said: dict[str, Any] = {}
+    if planner is not None or spec.golden.slices:
+        said["parts"] = [
+            part._asdict() | ({"smallest_effect": planner.smallest_effect(part)} if planner is not None else {})
+            for part in draft.parts
+        ]
+        said["discordance"] = spec.golden.discordance
+    if draft.synthetic:
+        said["synthetic_left_out"] = draft.synthetic
+    return said | {
+        name: value for name, value in (("provenance", spec.data.provenance), ("licence", spec.data.licence)) if value
+    }
 
 
 def open_golden(spec: EvaluationSpec) -> GoldenSetRef:
@@ -287,9 +478,16 @@ def _check_fit(items: Iterable[Row], manifest: dict[str, Any], spec: EvaluationS
 def _check_suite(items: list[Row], spec: RetrainSpec) -> None:
     from expectations import golden_items
 
-    suite = golden_items.build_suite(spec.task, spec.data, min_items=_fewest(spec))
-    found = run_suite(suite, with_distinct_ids(pd.DataFrame(facts_of(items, spec.task))))
-    reasons = [*found.of_set, *(f"{items[row].id}: {why.text}" for row, all_ in found.by_row.items() for why in all_)]
+    made = any(name in MADE for name in spec.golden.slices)
+    by_id = {row.id: row for row in items}
+    frame = with_repeated_ids(pd.DataFrame(facts_of(items, RowChecks(spec.task, spec.data))))
+    frame = frame.assign(origin_problem=pd.Series([origin_problem(row, by_id) for row in items], dtype=object))
+    # Which language a mistyped text is in is no question: that of its original, which was asked before.
+    frame.loc[[changed_by_rule(row) for row in items], "language_problem"] = None
+    suite = golden_items.build_suite(spec.task, spec.data, min_items=_fewest(spec), made=made)
+    found = run_suite(suite, frame)
+    of_rows = [(items[row].id, why) for row, all_ in found.by_row.items() for why in all_ if not why.only_told]
+    reasons = [*found.of_set, *(f"{item}: {why.text}" for item, why in of_rows)]
     if reasons:
         raise GoldenSetError(
             f"The chosen items are not fit for a golden set: {'; '.join(reasons[:5])}.",

@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 from prefect import task
+from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
+from prefect.context import FlowRunContext
 
-from tasks.contracts.references import GoldenSetRef, RawDatasetRef, SplitsRef, SuiteRef, ValidDatasetRef
+from tasks.contracts.numbers import moment
+from tasks.contracts.prompt import tuned_prompt
+from tasks.contracts.references import BaseModelRef, GoldenSetRef, RawDatasetRef, SplitsRef, SuiteRef, ValidDatasetRef
 from tasks.contracts.spec import EvaluationSpec, RetrainSpec
 from tasks.runtime import open_store, progress_of, say_done
-from tasks.store import fingerprint
+from tasks.store import Artefact, Store, fingerprint
 
+# What of the data's specification the validation depends on.
+_JUDGED_BY = {"max_characters", "max_invalid_share", "languages", "secrets", "personal_data"}
 # Each is raised when the step's code changes what it makes.
-_INGEST_VERSION = 1
-_VALIDATE_VERSION = 2
-_CURATE_VERSION = 2
+_INGEST_VERSION = 2
+_VALIDATE_VERSION = 3
+_CURATE_VERSION = 3
+_REPORT_VERSION = 1
+_CONTENT, _PAGE = "rows.parquet", "data_report.html"
 
 
 @task(name="open golden set", persist_result=False, cache_policy=NO_CACHE)
@@ -47,15 +57,17 @@ def ingest_dataset(spec: RetrainSpec) -> RawDatasetRef:
     from tasks.data.ingest import digest_source, ingest, source_format
 
     data, kind = spec.data, spec.task.kind
-    config = data.model_dump(mode="json", exclude={"source", "format", "max_characters", "max_invalid_share"})
+    config = data.model_dump(mode="json", exclude={"source", "format", "provenance", "licence", *_JUDGED_BY})
     config |= {"format": source_format(data), "kind": kind}
+    digest = digest_source(data)
     with progress_of("ingest") as listener:
         artefact = open_store(spec.execution).produce(
             "ingest",
             _INGEST_VERSION,
             config,
-            {"source": digest_source(data)},
-            lambda folder: ingest(data, kind, folder, listener)._asdict(),
+            {"source": digest},
+            # What is read has to be what the digest is of: a source can change, or end, while it is read.
+            lambda folder: ingest(data, kind, folder, listener, expected_digest=digest)._asdict(),
         )
     facts = artefact.manifest.facts
     read = facts["rows"] + facts["unreadable"]
@@ -65,63 +77,180 @@ def ingest_dataset(spec: RetrainSpec) -> RawDatasetRef:
 
 
 @task(name="validate", persist_result=False, cache_policy=NO_CACHE)
-def validate_dataset(raw: RawDatasetRef, spec: RetrainSpec) -> ValidDatasetRef:
-    """Check the rows; part good from bad."""
+def validate_dataset(raw: RawDatasetRef, base: BaseModelRef | None, spec: RetrainSpec) -> ValidDatasetRef:
+    """Check the rows; part good from bad. The base model says how many tokens a row has; None does not look."""
     store = open_store(spec.execution)
-    config = {
-        "task": spec.task.model_dump(mode="json", exclude={"instruction"}),
-        "max_characters": spec.data.max_characters,
-        "max_invalid_share": spec.data.max_invalid_share,
-    }
-    inputs = {"raw": raw.digest}
+    config, inputs = _judging(raw, base, spec)
+    recipe = fingerprint("validate", _VALIDATE_VERSION, config, inputs)
 
     with progress_of("validate") as listener:
 
         def make(folder: Path) -> dict[str, object]:
+            from tasks.data.tokens import TokenLimit
             from tasks.data.validate import validate
 
             files = store.files(store.open(raw.uri))
-            recipe = fingerprint("validate", _VALIDATE_VERSION, config, inputs)
             keep = partial(store.scratch, "validate", recipe)
-            return validate(files, spec.task, spec.data, folder, keep, listener)._asdict()
+            limit = None
+            if base is not None:
+                model = store.files(store.open(base.uri)) / "model"
+                limit = TokenLimit(model, tuned_prompt(spec.task), spec.train.max_tokens)
+            return validate(
+                files, spec.task, spec.data, folder, keep, listener, poisoning=spec.curate.poisoning, tokens=limit
+            )._asdict()
 
         artefact = store.produce("validate", _VALIDATE_VERSION, config, inputs, make)
     facts = artefact.manifest.facts
-    reasons = ", ".join(f"{count:,} {reason}" for reason, count in facts["reasons"].items())
+    reasons = _listed(facts["reasons"])
     summary = f"{facts['rows']:,} rows valid, {facts['quarantined']:,} quarantined{f' ({reasons})' if reasons else ''}"
+    if facts["told"]:
+        summary += f"; found in valid rows: {_listed(facts['told'])}"
+    if facts["masked"]:
+        summary += f"; masked in {facts['masked']:,}"
     say_done("validate", summary, reused=artefact.reused)
     return ValidDatasetRef(
         **artefact.reference(),
         rows=facts["rows"],
         quarantined=facts["quarantined"],
+        told=facts["told"],
+        masked=facts["masked"],
         data_docs=f"{artefact.uri}/{artefact.manifest.folder}/data_docs/index.html",
     )
 
 
+def kept_of_validation(raw: RawDatasetRef, base: BaseModelRef | None, spec: RetrainSpec) -> Path:
+    """Where a validation that refused keeps its quarantine and its Data Docs."""
+    config, inputs = _judging(raw, base, spec)
+    return open_store(spec.execution).scratch("validate", fingerprint("validate", _VALIDATE_VERSION, config, inputs))
+
+
+def _judging(
+    raw: RawDatasetRef, base: BaseModelRef | None, spec: RetrainSpec
+) -> tuple[dict[str, object], dict[str, str]]:
+    """Configuration and inputs of a validation."""
+    config: dict[str, object] = {
+        "task": spec.task.model_dump(mode="json", exclude={"instruction"}),
+        "data": spec.data.model_dump(mode="json", include=_JUDGED_BY),
+        "poisoning": spec.curate.poisoning,
+        "prompt": tuned_prompt(spec.task),
+        "max_tokens": spec.train.max_tokens if base is not None else None,
+    }
+    return config, {"raw": raw.digest} | ({"base": base.digest} if base is not None else {})
+
+
 @task(name="curate", persist_result=False, cache_policy=NO_CACHE)
-def curate_dataset(valid: ValidDatasetRef, golden: GoldenSetRef, spec: RetrainSpec) -> SplitsRef:
-    """Make the train and the dev split, without duplicates and without anything of the golden set."""
-    from tasks.data.curate import HIGH_LEARNING_RATE, curate
+def curate_dataset(valid: ValidDatasetRef, golden: GoldenSetRef | None, spec: RetrainSpec) -> SplitsRef:
+    """Make the train and the dev split, without duplicates and without anything of the golden set.
+
+    Without a golden set nothing is looked for in it, and the splits can be looked at but not trained on.
+    """
+    from tasks.data.curate import curate
+    from tasks.data.guards import HIGH_LEARNING_RATE
+    from tasks.data.meaning import digest_model
 
     store = open_store(spec.execution)
     found = store.open(valid.uri)
     rate = spec.train.learning_rate
     config = {
         "task": {"kind": spec.task.kind, "labels": spec.task.labels},
-        "curate": spec.curate,
+        "curate": spec.curate.model_dump(mode="json", exclude={"semantic_model"}),
         "high_learning_rate": rate > HIGH_LEARNING_RATE,  # all that the splits depend on
     }
     # The rows alone: the result of a validation holds the time at which it was made.
-    inputs = {"rows": found.manifest.files["rows.jsonl"].sha256, "golden": golden.digest}
+    inputs = {"rows": found.manifest.files["rows.jsonl"].sha256}
+    inputs |= {"golden": golden.digest} if golden is not None else {}
+    if spec.curate.semantic_model is not None:
+        inputs["semantic_model"] = digest_model(spec.curate.semantic_model)
 
     with progress_of("curate") as listener:
 
         def make(folder: Path) -> dict[str, object]:
-            return curate(store.files(found), golden, spec.task, spec.curate, rate, folder, listener)._asdict()
+            counts = curate(store.files(found), golden, spec.task, spec.curate, rate, folder, listener)
+            return counts._asdict() | {"name": spec.name}
 
         artefact = store.produce("curate", _CURATE_VERSION, config, inputs, make)
     facts = artefact.manifest.facts
-    removed = ", ".join(f"{count:,} {reason}" for reason, count in facts["removed"].items())
+    removed = _listed(facts["removed"])
     summary = f"{facts['train']:,} train, {facts['dev']:,} dev; removed: {removed or 'none'}"
     say_done("curate", summary, reused=artefact.reused)
     return SplitsRef(**artefact.reference(), train_rows=facts["train"], dev_rows=facts["dev"], removed=facts["removed"])
+
+
+@task(name="report data", persist_result=False, cache_policy=NO_CACHE)
+def report_data(raw: RawDatasetRef, valid: ValidDatasetRef, splits: SplitsRef, spec: RetrainSpec) -> str:
+    """Write `data_report.html` and `data.json`: what became of the rows, and what is new since the last other data of
+    this task; return where the page is.
+    """
+    store = open_store(spec.execution)
+    judged, curated = store.open(valid.uri), store.open(splits.uri)
+    before = _last_data(store, curated, spec.name)
+    tokens, golden = "base" in judged.manifest.inputs, "golden" in curated.manifest.inputs
+    inputs = {
+        "valid": valid.digest,
+        "splits": splits.digest,
+        "previous": before.manifest.digest if before is not None else "none",
+    }
+    config = {
+        "name": spec.name,
+        "kind": spec.task.kind,
+        "source": hashlib.sha256(spec.data.source.encode()).hexdigest(),  # an address can hold a password
+        "limits": [spec.data.max_invalid_share, spec.curate.max_label_drift],
+        "looked_for": [spec.data.secrets, spec.data.personal_data, tokens, golden],
+    }
+
+    def make(folder: Path) -> dict[str, object]:
+        from tasks.data.changes import compare_rows
+        from tasks.data.report import about_data, gather
+        from tasks.data.report_page import write_report
+
+        changes = None
+        if before is not None:
+            changes = compare_rows(store.files(before) / _CONTENT, store.files(curated) / _CONTENT)
+        about = about_data(
+            spec,
+            raw.rows,
+            tokens=tokens,
+            golden=golden,
+            folders={
+                "Validation": f"{judged.uri}/{judged.manifest.folder}",
+                "Data Docs": valid.data_docs,
+                "Splits": f"{curated.uri}/{curated.manifest.folder}",
+            },
+        )
+        report = gather(
+            about,
+            store.files(judged),
+            store.files(curated),
+            masked=valid.masked,
+            changes=changes,
+            since=moment(before.manifest.created) if before is not None else None,
+        )
+        write_report(folder, report)
+        return {"funnel": report.funnel(), "changes": changes.sentence() if changes is not None else None}
+
+    artefact = store.produce("data_report", _REPORT_VERSION, config, inputs, make)
+    facts, page = artefact.manifest.facts, f"{artefact.uri}/{artefact.manifest.folder}/{_PAGE}"
+    new = f"new since last data: {facts['changes']}" if facts["changes"] is not None else "no earlier data"
+    say_done("data report", f"{facts['funnel']}; {new}", reused=artefact.reused)
+    if FlowRunContext.get() is not None:
+        from tasks.data.report_page import read_record, report_markdown
+
+        text = report_markdown(read_record(store.files(artefact)), page)
+        create_markdown_artifact(text, key=f"{spec.name.replace('_', '-')}-data", description=facts["funnel"])
+    return page
+
+
+def _last_data(store: Store, splits: Artefact, name: str) -> Artefact | None:
+    """The newest other splits of the same task that can be compared with."""
+    others = [
+        one
+        for one in store.list("curate")
+        if one.manifest.facts.get("name") == name
+        and one.manifest.digest != splits.manifest.digest
+        and _CONTENT in one.manifest.files
+    ]
+    return max(others, key=lambda one: one.manifest.created, default=None)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{count:,} {name}" for name, count in counts.items())

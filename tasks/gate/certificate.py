@@ -60,11 +60,15 @@ def certify(
     name: str,
     golden: GoldenSetRef,
     key: SigningKey,
+    *,
+    provenance: str | None = None,
+    licence: str | None = None,
 ) -> CertificateRef:
     """Sign what a release rests on, and keep it: `certificate.json`, and `evidence/` with all files of the verdict.
 
     The verdict is computed again before anything is signed. The same verdict, released for the same reason by the same
-    person and signed by the same key, has one certificate: asked again, the kept one is handed out with its date.
+    person, said to be of the same data and signed by the same key, has one certificate: asked again, the kept one is
+    handed out with its date. `provenance` and `licence` are what the run's configuration says of the data.
 
     Raises:
         CertificateError: the release promotes nothing or contradicts the verdict, or the verdict is about another model
@@ -85,18 +89,19 @@ def certify(
                 where=verdict.uri,
                 fix="run the flow again from the gate",
             )
-        statement = _statement(name, decided, release, judged.manifest, made.manifest, _digests(evidence))
+        statement = _statement(name, decided, release, judged.manifest, made.manifest, _digests(evidence), said)
         _check_trained(statement, trained)
         hints = Hints(golden_set=golden.path, trained=trained.uri)
         (folder / CERTIFICATE_FILE).write_text(sign(statement, key, hints), encoding="utf-8")
         open_statement(folder / CERTIFICATE_FILE, key.public)  # no certificate leaves that would not be accepted
         return {"key_id": key.key_id, "release": release.model_dump(mode="json")}
 
+    said = {field: text for field, text in (("provenance", provenance), ("licence", licence)) if text is not None}
     who = release.model_dump(mode="json", exclude={"at"})  # the moment of a second attempt is no new decision
     artefact = store.produce(
         STEP,
         VERSION,
-        {"name": name, "release": who, "key": key.key_id},
+        {"name": name, "release": who, "key": key.key_id} | ({"data": said} if said else {}),
         {"verdict": verdict.digest, "trained": trained.digest, "golden_set": golden.digest},
         make,
     )
@@ -141,7 +146,13 @@ def check_release(release: Release, outcome: Outcome, policy: Policy, *, where: 
 
 
 def _statement(
-    name: str, verdict: Verdict, release: Release, judged: Manifest, made: Manifest, evidence: dict[str, str]
+    name: str,
+    verdict: Verdict,
+    release: Release,
+    judged: Manifest,
+    made: Manifest,
+    evidence: dict[str, str],
+    said: Mapping[str, str],
 ) -> Statement:
     files = {
         subject: {
@@ -169,6 +180,7 @@ def _statement(
             },
             release=release,
             evidence=evidence,
+            **said,
             **{field: getattr(verdict, field) for field in _SAME},
         ),
     )

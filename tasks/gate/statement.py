@@ -50,6 +50,10 @@ class Code(Frozen):
     libraries: dict[str, str]
 
 
+def _unsaid(value: str | None) -> bool:
+    return value is None
+
+
 class Promotion(Frozen):
     """The predicate: why this model may run.
 
@@ -62,6 +66,8 @@ class Promotion(Frozen):
         outcome: what the gate said; PROMOTE unless a person forced the promotion.
         release: why the model goes into the registry, with the person's name and reason where one decided.
         evidence: sha256 of each file that lies beside this certificate, by path.
+        provenance: where the data come from, in the words of whoever configured the run; None where nothing was said.
+        licence: licence of the data, likewise.
     """
 
     task: str
@@ -76,6 +82,9 @@ class Promotion(Frozen):
     reasons: tuple[str, ...]
     release: Release
     evidence: dict[str, str]
+    # Left out where nothing was said, so that a reader from before they existed can read such a certificate.
+    provenance: str | None = Field(default=None, exclude_if=_unsaid)
+    licence: str | None = Field(default=None, exclude_if=_unsaid)
 
 
 class Statement(Frozen):

@@ -149,7 +149,10 @@ def certify_promotion(
 
     store = open_store(spec.execution)
     key = open_signing_key(store)
-    certificate = certify(store, verdict, trained, release, spec.name, golden, key)
+    certificate = certify(
+        store, verdict, trained, release, spec.name, golden, key,
+        provenance=spec.data.provenance, licence=spec.data.licence,
+    )  # fmt: skip
     say_done("certify", f"signed with key {certificate.key_id[:12]}", reused=certificate.reused)
     return certificate
 

@@ -24,7 +24,7 @@ from tasks.contracts.references import (
     Verdict,
     VerdictRef,
 )
-from tasks.contracts.spec import ExecutionSpec, RetrainSpec
+from tasks.contracts.spec import DataSpec, ExecutionSpec, RetrainSpec
 from tasks.registry.add import NewVersion, add_version, move_aliases
 from tasks.registry.versions import (
     CHAMPION,
@@ -71,17 +71,19 @@ def register(
             the certificate says that a person forced the promotion.
         certificate: must be about `trained` and `verdict`.
         trained: the candidate.
-        spec: gives the registered model's name, the task, the length of answers, and where the registry is.
+        spec: gives the registered model's name, the task, the length of answers, what is said of the data, and where
+            the registry is.
 
     Raises:
-        CertificateError: the certificate is about another model or another verdict, or releases nothing.
+        CertificateError: the certificate is about another model or another verdict, says something else of the data,
+            or releases nothing.
         RegistryError: the verdict does not cover this, the candidate was rolled back before, or MLflow refuses. In all
             of these cases the alias `champion` has not moved.
         StoreError: a file of the candidate, of the verdict or of the certificate was changed.
         ServiceError: MLflow cannot be reached.
     """
     store = Store(spec.execution.store)
-    files = _checked(verdict, certificate, trained, store)
+    files = _checked(verdict, certificate, trained, store, spec.data)
     client = connect(spec.execution)
     with registry_errors(spec.execution):
         found = _check_registry(client, verdict, trained, spec.name)
@@ -99,8 +101,8 @@ def register(
                     "certificate": files.certificate,
                     "evidence": files.evidence,
                 },
-                tags=version_tags(verdict, certificate, trained),
-                description=describe(verdict.verdict, certificate.release),
+                tags=version_tags(verdict, certificate, trained, spec.data),
+                description=describe(verdict.verdict, certificate.release, spec.data),
             )
             # The certificate is part of the key: what a killed call has uploaded holds that one and no other.
             key = sha256(f"register {trained.merged_digest} {verdict.digest} {certificate.digest}".encode()).hexdigest()
@@ -162,7 +164,9 @@ def _champion_ref(client: MlflowClient, name: str) -> RegisteredModelRef:
     )
 
 
-def _checked(verdict: VerdictRef, certificate: CertificateRef, trained: TrainedModelRef, store: Store) -> _Files:
+def _checked(
+    verdict: VerdictRef, certificate: CertificateRef, trained: TrainedModelRef, store: Store, data: DataSpec
+) -> _Files:
     """The files to register, after every check that needs no registry."""
     decided, release = verdict.verdict, certificate.release
     if decided.outcome is not Outcome.PROMOTE and release.kind is not ReleaseKind.FORCED:
@@ -192,7 +196,7 @@ def _checked(verdict: VerdictRef, certificate: CertificateRef, trained: TrainedM
             where=str(verdict_file),
             fix="run the flow again from the gate",
         )
-    certificate_file, evidence = _check_certificate(certificate, trained, verdict_file, store)
+    certificate_file, evidence = _check_certificate(certificate, trained, verdict_file, store, data)
     folder = store.files(store.open(trained.uri))
     for name, expected in (("merged", trained.merged_digest), ("adapter", trained.adapter_digest)):
         if digest_folder(folder / name) != expected:
@@ -205,9 +209,9 @@ def _checked(verdict: VerdictRef, certificate: CertificateRef, trained: TrainedM
 
 
 def _check_certificate(
-    certificate: CertificateRef, trained: TrainedModelRef, verdict_file: Path, store: Store
+    certificate: CertificateRef, trained: TrainedModelRef, verdict_file: Path, store: Store, data: DataSpec
 ) -> tuple[Path, Path]:
-    """The certificate's file and its evidence, if it is about this model, this verdict and this release."""
+    """The certificate's file and its evidence, if it is about this model, this verdict, this release and these data."""
     artefact = store.open(certificate.uri)
     folder = store.files(artefact)
     path, evidence = folder / "certificate.json", folder / "evidence"
@@ -215,6 +219,7 @@ def _check_certificate(
         statement = json.loads(base64.b64decode(json.loads(path.read_text(encoding="utf-8"))["payload"]))
         digests = {one["name"]: one["digest"]["sha256"] for one in statement["subject"]}
         release = Release.model_validate(statement["predicate"]["release"])
+        origin = (statement["predicate"].get("provenance"), statement["predicate"].get("licence"))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CertificateError(
             f"The certificate cannot be read: {error}",
@@ -227,6 +232,8 @@ def _check_certificate(
         problem = "The certificate is about another verdict on this model."
     elif release != certificate.release or artefact.manifest.digest != certificate.digest:
         problem = "The certificate that was handed over is not the one that was kept."
+    elif origin != (data.provenance, data.licence):
+        problem = "The certificate says something else of the data's provenance or licence than the configuration."
     else:
         return path, evidence
     raise CertificateError(

@@ -23,7 +23,7 @@ from tasks.contracts.references import (
     Verdict,
     VerdictRef,
 )
-from tasks.contracts.spec import ExecutionSpec, Frozen, TaskSpec
+from tasks.contracts.spec import DataSpec, ExecutionSpec, Frozen, TaskSpec
 from tasks.tracking import MERGED_DIGEST, connect, sqlite_path, tracking_uri, without_password
 
 if TYPE_CHECKING:
@@ -43,9 +43,12 @@ RELEASE = "goldgate.release"
 CERTIFICATE_DIGEST = "goldgate.certificate_digest"
 KEY_ID = "goldgate.key_id"
 LOOK = "goldgate.look"
+PROVENANCE = "goldgate.data_provenance"
+LICENCE = "goldgate.data_licence"
 BASELINE_KEY = "goldgate.baseline_key"
 _LONGEST_TAG = 100_000  # characters; MLflow refuses more
 _LONGEST_PAGE = 5_000  # characters of a version's description that MLflow's tables hold
+_LONGEST_ORIGIN = 500  # characters of it for where the data come from, and for their licence; all is in the tags
 
 
 class ServedTask(Frozen):
@@ -181,8 +184,12 @@ def registered_names(execution: ExecutionSpec) -> list[str]:
         return sorted(model.name for model in client.search_registered_models(max_results=1000))
 
 
-def version_tags(verdict: VerdictRef, certificate: CertificateRef, trained: TrainedModelRef) -> dict[str, str]:
-    """The tags of a promoted version: digests, verdict with its reasons and numbers, release, look, certificate."""
+def version_tags(
+    verdict: VerdictRef, certificate: CertificateRef, trained: TrainedModelRef, data: DataSpec | None = None
+) -> dict[str, str]:
+    """The tags of a promoted version: digests, verdict with its reasons and numbers, release, look, certificate, and
+    what is said of the data.
+    """
     decided = verdict.verdict
     tags = {
         MERGED_DIGEST: trained.merged_digest,
@@ -199,7 +206,7 @@ def version_tags(verdict: VerdictRef, certificate: CertificateRef, trained: Trai
     }
     if not decided.withheld:
         tags[METRICS] = _as_tag(decided.metrics)
-    return tags
+    return tags | _origin(data)
 
 
 def baseline_tags(digest: str, release: VersionRelease, key: str) -> dict[str, str]:
@@ -207,8 +214,10 @@ def baseline_tags(digest: str, release: VersionRelease, key: str) -> dict[str, s
     return {MERGED_DIGEST: digest, RELEASE: release.model_dump_json(), BASELINE_KEY: key}
 
 
-def describe(decided: Verdict, release: Release) -> str:
-    """The version's page in a few lines of Markdown; that a person forced it comes before all else."""
+def describe(decided: Verdict, release: Release, data: DataSpec | None = None) -> str:
+    """The version's page in a few lines of Markdown: the verdict, and where the data come from. That a person forced
+    it comes before all else.
+    """
     shown = VersionRelease.model_validate(release.model_dump())
     lines = []
     if release.kind is ReleaseKind.FORCED:
@@ -217,6 +226,8 @@ def describe(decided: Verdict, release: Release) -> str:
         lines += [_sentence(shown), ""]
     lines += ["; ".join(decided.reasons), ""]
     last = f"Baseline: {decided.baseline.label}."
+    for tag, text in _origin(data).items():
+        last += f"\n\n{_ORIGIN_WORDS[tag]}: {_shortened(_one_line(text), _LONGEST_ORIGIN)}"
     rows = [] if decided.withheld else [_row(metric) for metric in decided.metrics]
     if rows:
         lines += ["| metric | baseline | candidate | difference | interval |", "|---|---|---|---|---|"]
@@ -280,6 +291,19 @@ def registry_errors(execution: ExecutionSpec) -> Iterator[None]:
             where=without_password(tracking_uri(execution)),
             fix="see the message; nothing was moved that is not said to be, and running again goes on from here",
         ) from error
+
+
+_ORIGIN_WORDS = {PROVENANCE: "Provenance of the data", LICENCE: "Licence of the data"}
+
+
+def _origin(data: DataSpec | None) -> dict[str, str]:
+    """What is said of where the data come from, by tag."""
+    said = {PROVENANCE: data.provenance, LICENCE: data.licence} if data is not None else {}
+    return {tag: text for tag, text in said.items() if text is not None}
+
+
+def _shortened(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 _LEFT_OUT = "The rows that do not fit here are in the report and in the certificate's evidence."

@@ -21,7 +21,12 @@ from tasks.tracking import open_run, run_link
 
 
 def find_links(
-    spec: RetrainSpec, valid: ValidDatasetRef, trained: TrainedModelRef, candidate: EvaluationRef, verdict: VerdictRef
+    spec: RetrainSpec,
+    valid: ValidDatasetRef,
+    trained: TrainedModelRef,
+    candidate: EvaluationRef,
+    verdict: VerdictRef,
+    data_page: str | None = None,
 ) -> dict[str, str]:
     """What a page is called to its address. MLflow has pages only where a server runs.
 
@@ -35,15 +40,21 @@ def find_links(
         "Evaluation in MLflow": None
         if verdict.verdict.withheld
         else run_link(spec.execution, spec.name, candidate.fingerprint),
+        "Data report": as_address(data_page) if data_page is not None else None,
         "Data Docs": as_address(valid.data_docs),
     }
     return {name: address for name, address in found.items() if address is not None}
 
 
 def keep_in_mlflow(
-    spec: RetrainSpec, verdict: VerdictRef, release: Release, valid: ValidDatasetRef, folder: str
+    spec: RetrainSpec,
+    verdict: VerdictRef,
+    release: Release,
+    valid: ValidDatasetRef,
+    folder: str,
+    data_page: str | None = None,
 ) -> dict[str, str]:
-    """Put report, verdict and Data Docs into a run of MLflow, whose server shows them to a browser on any machine.
+    """Put the reports, the verdict and the Data Docs into a run of MLflow, whose server shows them to any browser.
 
     A verdict is one run of MLflow; each run folder that came to it has a folder of its own there, `runs/<its name>/`.
     The differences go with them as metrics, unless the verdict withholds numbers.
@@ -74,11 +85,15 @@ def keep_in_mlflow(
         own = f"runs/{Path(folder).name}"
         for path in (Path(folder) / "report.html", Path(folder) / "verdict.json", Path(valid.data_docs).parent):
             run.log_artifact(path, own)
+        if data_page is not None:
+            run.log_artifact(Path(data_page), own)
     if run.url is None:
         return {}
+    pages = {"Report": "report.html", "Data report": "data_report.html", "Data Docs": "data_docs/index.html"}
     return {
-        "Report": f"{run.url}/artifacts/{own}/report.html",
-        "Data Docs": f"{run.url}/artifacts/{own}/data_docs/index.html",
+        name: f"{run.url}/artifacts/{own}/{page}"
+        for name, page in pages.items()
+        if name != "Data report" or data_page is not None
     }
 
 

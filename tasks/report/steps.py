@@ -38,15 +38,17 @@ def write_run_folder(
     release: Release,
     registered: RegisteredModelRef | None,
     champion_release: Placed | None = None,
+    data_page: str | None = None,
 ) -> str:
     """Write `verdict.json` and `report.html` into a new folder of the store; return where it is.
 
-    `champion_release` is how the baseline came to be champion, where that is known.
+    `champion_release` is how the baseline came to be champion, where that is known; `data_page` is where the report on
+    the data is.
     """
     from tasks.report.folder import Run, write_folder
     from tasks.report.links import find_links
 
-    links = find_links(spec, valid, trained, candidate, verdict)
+    links = find_links(spec, valid, trained, candidate, verdict, data_page)
     run = Run(
         spec, raw, valid, splits, trained, baseline, candidate, verdict, release, registered, links, champion_release
     )
@@ -64,12 +66,13 @@ def publish_verdict(
     valid: ValidDatasetRef,
     folder: str,
     champion_release: Placed | None = None,
+    data_page: str | None = None,
 ) -> None:
     """Show the verdict, its table and the links on the page of the run."""
     from tasks.report.links import as_address, keep_in_mlflow, read_links
 
     links = {"Report": as_address(f"{folder}/report.html"), **read_links(folder)}
-    links |= keep_in_mlflow(spec, verdict, release, valid, folder)
+    links |= keep_in_mlflow(spec, verdict, release, valid, folder, data_page)
     text = verdict_markdown(
         verdict.verdict, release, registered, links, folder=folder, champion_release=champion_release
     )

@@ -38,8 +38,8 @@ from tasks.store.digest import canonical, digest_file, digest_files, fingerprint
 MANIFEST = "manifest.json"
 _SHORT = 20  # characters of a fingerprint in a path: 80 bits, no collisions, readable paths
 _LIBRARIES = (
-    "accelerate", "bitsandbytes", "datasets", "datasketch", "great_expectations", "mlflow", "numpy", "pandas", "peft",
-    "prefect", "pydantic", "torch", "transformers", "trl",
+    "accelerate", "bitsandbytes", "cleanlab", "datasets", "great_expectations", "mlflow", "numpy", "pandas", "peft",
+    "prefect", "presidio-analyzer", "pydantic", "torch", "transformers", "trl",
 )  # fmt: skip
 
 

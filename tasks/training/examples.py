@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tasks.contracts.errors import TrainingError
 from tasks.contracts.prompt import Prompt
@@ -12,6 +13,8 @@ from tasks.contracts.rows import Row, read_rows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+WEIGHT = "weight"  # the column of a weighted dataset
 
 
 class Example(NamedTuple):
@@ -72,14 +75,60 @@ def tokenize_file(path: Path, prompt: Prompt, tokenizer: PreTrainedTokenizerBase
     return [tokenize_row(row, prompt, tokenizer, max_tokens) for row in read_rows(path)]
 
 
-def as_columns(examples: Sequence[Example]) -> dict[str, list[list[int]]]:
-    """The examples as SFTTrainer reads them: `completion_mask` is 1 on the answer's tokens."""
-    return {
+def read_weights(path: Path) -> list[float] | None:
+    """How much each row of a file of training rows counts in the loss, in its order; None where all count 1.
+
+    None, not a list of ones: training without weights then takes the same steps, bit for bit, as if there were none.
+
+    Raises:
+        TrainingError: a weight is not a finite number above 0.
+    """
+    weights: list[float] = []
+    for row in read_rows(path):
+        # NaN and infinity are null in JSON, and come back as None.
+        if not (row.weight and math.isfinite(row.weight) and row.weight > 0):
+            raise TrainingError(
+                f"The weight of a row is {row.weight}; it has to be a finite number above 0.",
+                where=f"{path.name}, row {row.id} (line {row.line} of the source)",
+                fix="correct the field that `data.weight_field` names; to train without a row, take it out of the data",
+            )
+        weights.append(row.weight)
+    return weights if any(weight != 1.0 for weight in weights) else None
+
+
+class WeightFacts(NamedTuple):
+    """What a training says of its rows' weights.
+
+    Attributes:
+        weighted_rows: rows of the training file whose weight is not 1; 0 where weights are not in use.
+        lowest_weight: the smallest weight of a row.
+        highest_weight: the largest.
+    """
+
+    weighted_rows: int
+    lowest_weight: float
+    highest_weight: float
+
+
+def sum_up_weights(weights: Sequence[float] | None) -> WeightFacts:
+    """Count the rows that weigh more or less than 1, and find the extremes, of what `read_weights` gave."""
+    if weights is None:
+        return WeightFacts(0, 1.0, 1.0)
+    return WeightFacts(sum(weight != 1.0 for weight in weights), min(weights), max(weights))
+
+
+def as_columns(examples: Sequence[Example], weights: Sequence[float] | None = None) -> dict[str, list[Any]]:
+    """The examples as SFTTrainer reads them: `completion_mask` is 1 on the answer's tokens.
+
+    With `weights`, one for each example, there is a column `weight` too; without them there is none.
+    """
+    columns: dict[str, list[Any]] = {
         "input_ids": [example.input_ids for example in examples],
         "completion_mask": [
             [0] * (len(example.input_ids) - example.answer_tokens) + [1] * example.answer_tokens for example in examples
         ],
     }
+    return columns if weights is None else columns | {WEIGHT: list(weights)}
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, ask: bool) -> list[int]:

@@ -8,8 +8,9 @@ import logging
 import resource
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,15 @@ from tasks.contracts.prompt import tuned_prompt
 from tasks.tracking import TrackedRun, open_run
 from tasks.training.base_model import check_chat_template
 from tasks.training.checkpoints import CURVES, cut_curves, find_checkpoint, mark_complete
-from tasks.training.examples import Example, as_columns, tokenize_file
+from tasks.training.examples import (
+    WEIGHT,
+    Example,
+    WeightFacts,
+    as_columns,
+    read_weights,
+    sum_up_weights,
+    tokenize_file,
+)
 from tasks.training.frozen_base import compute_dtype, device_name, load_for_training
 from tasks.training.job import (
     SUMMARY,
@@ -44,8 +53,22 @@ log = logging.getLogger("goldgate.training")
 _LOG_POINTS = 100  # about so many points make a readable curve, and writing them costs nothing beside the steps
 
 
+@dataclass(frozen=True)
+class WeighingCollator:
+    """A collator that keeps the rows' weights; `collate` makes the rest of the batch."""
+
+    collate: Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+    def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
+        """The batch of these rows; where they have weights, with `weight`, float32 of shape [rows]."""
+        batch = self.collate(rows)
+        if WEIGHT in rows[0]:
+            batch[WEIGHT] = torch.tensor([row[WEIGHT] for row in rows], dtype=torch.float32)
+        return batch
+
+
 class AnswerLossTrainer(SFTTrainer):
-    """SFTTrainer that works out logits for answer positions alone.
+    """SFTTrainer that works out logits for answer positions alone, and lets rows count by their weights.
 
     On a CPU, trl 1.16 scores every position against the whole vocabulary, twice, though most carry no loss: for a
     one-word answer after a long prompt that adds, counted in multiplications, two fifths to a step of a 135M model with
@@ -57,7 +80,17 @@ class AnswerLossTrainer(SFTTrainer):
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        """Mean negative log-likelihood of the answer tokens, in nats."""
+        """Negative log-likelihood of the answer tokens, in nats for each of them.
+
+        The loss of an optimiser step is sum_r w_r * NLL_r / N: NLL_r is summed over the answer tokens of row r, w_r is
+        the row's weight, and N is the number of answer tokens in the step, each counted once whatever its row weighs.
+        So without weights it is the mean over answer tokens. With weights, whose mean over the training file is 1, a
+        row of weight 2 pulls as hard as if it stood there twice, and the learning rate keeps its meaning; a divisor
+        that counted weights too would undo them in every step whose rows weigh the same.
+
+        The dev loss is the mean over answer tokens, always: it compares steps, and says what to expect of data as they
+        come. Its rows are given no weights.
+        """
         labels = inputs["labels"][:, 1:]
         answers = (labels != -100).any(dim=0).nonzero().flatten()  # positions where some row has an answer token
         outputs = model(
@@ -66,9 +99,12 @@ class AnswerLossTrainer(SFTTrainer):
             use_cache=False,
             logits_to_keep=answers,
         )
-        loss = torch.nn.functional.cross_entropy(
-            outputs.logits.float().flatten(0, 1), labels[:, answers].flatten(), ignore_index=-100, reduction="sum"
-        )
+        logits, wanted = outputs.logits.float().flatten(0, 1), labels[:, answers].flatten()
+        if WEIGHT in inputs:
+            nats = torch.nn.functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="none")
+            loss = (nats.view(len(labels), -1).sum(dim=1) * inputs[WEIGHT]).sum()
+        else:  # not the same with weights of 1, which may round differently
+            loss = torch.nn.functional.cross_entropy(logits, wanted, ignore_index=-100, reduction="sum")
         if num_items_in_batch is not None:  # answer tokens of the whole optimiser step, over all processes
             loss = loss / num_items_in_batch * self.accelerator.num_processes
         else:
@@ -169,7 +205,7 @@ def train(job: TrainJob) -> TrainResult | None:
     """Train and merge; the result, or None in all processes but the first when there are several.
 
     Raises:
-        TrainingError: a row is too long, the loss is not finite, or nothing was learned at all.
+        TrainingError: a row is too long or has no valid weight, the loss is not finite, or nothing was learned at all.
         ServiceError: MLflow cannot be reached.
     """
     request = job.request
@@ -180,6 +216,8 @@ def train(job: TrainJob) -> TrainResult | None:
     tokenizer = AutoTokenizer.from_pretrained(job.model_folder, trust_remote_code=False)
     check_chat_template(tokenizer, request.base.source)
     prompt = tuned_prompt(request.task)
+    weights = read_weights(job.train_file)  # of training rows alone: a weight in the dev file counts for nothing
+    weight_facts = sum_up_weights(weights)
     examples = tokenize_file(job.train_file, prompt, tokenizer, request.recipe.max_tokens)
     dev = tokenize_file(job.dev_file, prompt, tokenizer, request.recipe.max_tokens)
     plan = make_plan(request.recipe, len(examples), len(dev), state.num_processes)
@@ -191,9 +229,11 @@ def train(job: TrainJob) -> TrainResult | None:
     if checkpoint:
         log.info("going on from step %d (%s)", checkpoint.step, checkpoint.folder)
 
-    with _tracked(job, plan, device, len(examples)) if state.is_main_process else nullcontext() as run:
+    tracked = _tracked(job, plan, device, len(examples), weight_facts)
+    with tracked if state.is_main_process else nullcontext() as run:
         watcher = Watcher(job, plan, run, tokens_after_steps(examples, order, plan, state.num_processes))
-        trainer = _make_trainer(job, plan, device, tokenizer, _dataset(examples, order), _dataset(dev), watcher)
+        train_rows = _dataset(examples, order, weights)
+        trainer = _make_trainer(job, plan, device, tokenizer, train_rows, _dataset(dev), watcher)
         trainer.dev_tokens_per_row = sum(example.answer_tokens for example in dev) / len(dev)
         if state.is_main_process:
             cut_curves(job.scratch, resumed_from)
@@ -212,7 +252,7 @@ def train(job: TrainJob) -> TrainResult | None:
             step=result.steps,
         )
         write_progress(job.scratch, Progress(plan.total_steps, plan.total_steps, "steps", "merging"))
-        _save(job, trainer.model, plan, result)
+        _save(job, trainer.model, plan, result, weight_facts)
         del trainer, watcher  # two copies of the base model need not be in memory
         gc.collect()
         merge_adapter(job.model_folder, job.out / "adapter", job.out / "merged", device)
@@ -235,7 +275,9 @@ def peak_memory_bytes() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _tracked(job: TrainJob, plan: TrainPlan, device: str, rows: int) -> AbstractContextManager[TrackedRun]:
+def _tracked(
+    job: TrainJob, plan: TrainPlan, device: str, rows: int, weights: WeightFacts
+) -> AbstractContextManager[TrackedRun]:
     @contextmanager
     def opened() -> Iterator[TrackedRun]:
         with open_run(
@@ -249,7 +291,7 @@ def _tracked(job: TrainJob, plan: TrainPlan, device: str, rows: int) -> Abstract
                 "goldgate.base_digest": job.request.base.digest,
                 "goldgate.device": device,
             },
-            params=plan.model_dump() | {"compute_dtype": _name(compute_dtype(device))},
+            params=plan.model_dump() | {"compute_dtype": _name(compute_dtype(device))} | weights._asdict(),
         ) as run:
             run.log_dataset("train", job.request.splits.digest, job.request.splits.uri, rows)
             yield run
@@ -257,8 +299,10 @@ def _tracked(job: TrainJob, plan: TrainPlan, device: str, rows: int) -> Abstract
     return opened()
 
 
-def _dataset(examples: Sequence[Example], order: Sequence[int] | None = None) -> Dataset:
-    dataset = Dataset.from_dict(as_columns(examples))
+def _dataset(
+    examples: Sequence[Example], order: Sequence[int] | None = None, weights: Sequence[float] | None = None
+) -> Dataset:
+    dataset = Dataset.from_dict(as_columns(examples, weights))
     return dataset if order is None else dataset.select(order)
 
 
@@ -281,6 +325,7 @@ def _make_trainer(
         train_sampling_strategy="sequential",
         completion_only_loss=True,
         max_length=None,  # too long a row was refused; nothing is cut off
+        remove_unused_columns=False,  # trl would drop the weights, which its collator does not know
         learning_rate=plan.learning_rate,
         lr_scheduler_type="cosine",
         warmup_steps=plan.warmup_steps,
@@ -321,6 +366,7 @@ def _make_trainer(
         ),
         callbacks=[watcher],
     )
+    trainer.data_collator = WeighingCollator(trainer.data_collator)
     # One dtype from the first step on, fresh or resumed: a resumed adapter is loaded as float32, and bfloat16 is too
     # coarse for the small updates at the end of a cosine schedule.
     for parameter in trainer.model.parameters():
@@ -369,7 +415,7 @@ def _result(
     )
 
 
-def _save(job: TrainJob, model: Any, plan: TrainPlan, result: TrainResult) -> None:
+def _save(job: TrainJob, model: Any, plan: TrainPlan, result: TrainResult, weights: WeightFacts) -> None:
     """Adapter, curves and summary into the job's `out`; nothing in them depends on where the store is."""
     adapter = job.out / "adapter"
     for config in model.peft_config.values():
@@ -378,7 +424,7 @@ def _save(job: TrainJob, model: Any, plan: TrainPlan, result: TrainResult) -> No
     model.save_pretrained(adapter)
     (adapter / "README.md").unlink(missing_ok=True)  # a model card with nothing filled in
     shutil.copyfile(job.scratch / CURVES, job.out / CURVES)
-    summary = {"result": result.model_dump(), "plan": plan.model_dump()}
+    summary = {"result": result.model_dump(), "plan": plan.model_dump(), "weights": weights._asdict()}
     write_whole(job.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
 
 

@@ -19,7 +19,7 @@ from tasks.contracts.rows import Message, Row, read_rows, write_rows
 from tasks.contracts.spec import CurateSpec, Guard, TaskSpec
 from tasks.data import curate as module
 from tasks.data.curate import curate
-from tasks.data.similar import NGRAM_WORDS, NearDuplicates, normalise, profile_texts
+from tasks.data.similar import NGRAM_WORDS, Banding, Shingles, jaccard, normalise, sketch_texts
 from tests.data.toy_data import CLASSIFY, EXTRACT, LABELS, read_lines, rows, sentence
 
 FEW = {Guard.FEW_ROWS: "toy rows for a test"}
@@ -63,14 +63,15 @@ def run(
     splits = Splits(
         list(read_rows(out / "train.jsonl")),
         list(read_rows(out / "dev.jsonl")),
-        {entry["id"]: (entry["reason"], entry["detail"]) for entry in read_lines(out / "removed.jsonl")},
+        {entry["id"]: (entry["checks"][0], entry["reasons"][0]) for entry in read_lines(out / "quarantine.jsonl")},
         json.loads((out / "report.json").read_text()),
         ContaminationReport.model_validate_json((out / CONTAMINATION_FILE).read_text()),
         {path.name: path.read_bytes() for path in out.iterdir()},
     )
     assert (curated.train, curated.dev) == (len(splits.train), len(splits.dev))
     assert curated.removed == splits.report["removed"]
-    assert len(splits.train) + len(splits.dev) + sum(curated.removed.values()) == len(records)
+    distinct = splits.report["train"]["distinct_rows"]
+    assert distinct + len(splits.dev) + sum(curated.removed.values()) == len(records)
     return splits
 
 
@@ -136,7 +137,7 @@ def test_what_overlaps_the_golden_set_is_removed(tmp_path: Path) -> None:
     splits = run(tmp_path, records, golden)
     assert splits.removed == expected
     assert "fine" in ids(splits.train) | ids(splits.dev)
-    assert splits.report["golden"] == {"digest": "d" * 64, "items": 20}
+    assert splits.report["golden"] == {"digest": "d" * 64, "items": 20, "strata": {"billing": 10, "support": 10}}
 
 
 MEASURES = (
@@ -163,16 +164,16 @@ def test_clean_splits_are_reported_clean(tmp_path: Path) -> None:
     )
 
 
-def nothing_removed(rows: Sequence[Row], profiles: Any, index: Any) -> tuple[list[int], list[Any]]:
+def nothing_removed(table: Any, index: Any) -> list[Any]:
     """Stands for a first removal that overlooks everything."""
-    return list(range(len(rows))), []
+    return []
 
 
 def test_a_leak_that_the_first_removal_overlooks_is_found_in_the_splits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     records, golden, expected = planted()
-    monkeypatch.setattr(module, "_without_golden", nothing_removed)
+    monkeypatch.setattr(module, "_with_golden", nothing_removed)
     splits = run(tmp_path, records, golden)
     assert expected.keys() <= ids(splits.train) | ids(splits.dev)
     assert splits.contamination.found == dict.fromkeys(MEASURES, 1)
@@ -181,7 +182,7 @@ def test_a_leak_that_the_first_removal_overlooks_is_found_in_the_splits(
 
 def test_both_splits_are_looked_through_and_nothing_else_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     records, golden = rows(300), rows(300)[:60]
-    monkeypatch.setattr(module, "_without_golden", nothing_removed)
+    monkeypatch.setattr(module, "_with_golden", nothing_removed)
     splits = run(tmp_path, records, golden, max_train_rows=100, dev_share=0.3)
     leaked = {item["id"] for item in golden}
     in_train, in_dev = (len(leaked & ids(split)) for split in (splits.train, splits.dev))
@@ -369,7 +370,9 @@ def test_near_duplicates_never_straddle(task: TaskSpec, tmp_path: Path) -> None:
     both = splits.train + splits.dev
     assert len(both) == (60 if task is CLASSIFY else 300)
     side = ["train"] * len(splits.train) + ["dev"] * len(splits.dev)
-    pairs = list(NearDuplicates(list(profile_texts(row.text for row in both)), 0.8).pairs())
+    shingles = Shingles.of(sketch_texts((row.text for row in both), Banding.for_threshold(0.8)))
+    sets = [shingles.set_of(number) for number in range(len(both))]
+    pairs = [(one, other) for one in range(len(both)) for other in range(one) if jaccard(sets[one], sets[other]) >= 0.8]
     assert bool(pairs) is (task is EXTRACT)
     assert all(side[one] == side[other] for one, other in pairs)
     assert len(splits.dev) == pytest.approx(0.3 * len(both), abs=5)
@@ -481,4 +484,4 @@ def test_guards_are_silent_at_their_limits(tmp_path: Path) -> None:
 def test_progress_is_told(tmp_path: Path) -> None:
     heard: list[Progress] = []
     run(tmp_path, rows(1200), listener=heard.append)
-    assert [(progress.done, progress.total) for progress in heard] == [(500, 1200), (1000, 1200), (1200, 1200)]
+    assert [(progress.done, progress.total) for progress in heard] == [(1200, 1200), (1200, 1200)]

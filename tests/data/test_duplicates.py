@@ -8,8 +8,7 @@ import pytest
 
 from tasks.contracts.rows import Message, Row
 from tasks.contracts.spec import TaskSpec
-from tasks.data.duplicates import Duplicates, find_duplicates
-from tasks.data.similar import profile_texts
+from tasks.data.duplicates import Duplicates, find_duplicate_rows
 from tests.data.toy_data import CHAT, CLASSIFY, EXTRACT, sentence
 
 LONG = sentence(random.Random(1), 40)
@@ -18,7 +17,7 @@ OTHER = sentence(random.Random(2), 40)
 
 def find(rows: list[tuple[str, str]], task: TaskSpec = CLASSIFY) -> Duplicates:
     made = [Row(f"r{n}", n + 1, (Message("user", text),), target) for n, (text, target) in enumerate(rows)]
-    return find_duplicates(made, list(profile_texts(row.text for row in made)), task, 0.8)
+    return find_duplicate_rows(made, task, 0.8)
 
 
 @pytest.mark.parametrize(
@@ -51,6 +50,7 @@ def test_each_removal_names_the_row_that_it_is_about() -> None:
     found = find([(LONG, "a"), (LONG, "a")])
     (removed,) = found.removed
     assert removed.detail == f"same text as r{found.kept[0]}"
+    assert found.clusters == [(2, found.kept[0])]
     found = find([(LONG, "a"), (LONG + " more", "b")])
     assert [one.detail for one in found.removed] == ["'a' here, 'b' in r1", "'b' here, 'a' in r0"]
 

@@ -6,17 +6,19 @@ import json
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from goldgate.config import load_spec
 from tasks.contracts.errors import DataError, GoldenSetError, SpecError, StoreError
-from tasks.contracts.rows import Message, Row, read_rows
+from tasks.contracts.rows import Message, Row, read_rows, write_rows
 from tasks.contracts.spec import MetricGuard, Policy, RetrainSpec, SuiteSpec
 from tasks.data import golden as module
-from tasks.data.golden import choose, freeze, open_golden, open_suite
-from tasks.data.similar import NearDuplicates, profile_texts
+from tasks.data.duplicates import find_duplicate_rows
+from tasks.data.golden import Draft, Planner, choose, draft_golden, freeze, open_golden, open_suite
 from tasks.store import digest_file
 from tests.data.toy_data import CHAT, CLASSIFY, EXTRACT, LABELS, read_lines, rows, sentence
 
@@ -28,6 +30,13 @@ def as_rows(records: list[dict[str, Any]]) -> list[Row]:
         Row(r["id"], n, (Message("user", r["text"]),), r["label"], r.get("group"))
         for n, r in enumerate(records, start=1)
     ]
+
+
+def chosen_from(records: list[dict[str, Any]], spec: RetrainSpec) -> list[Row]:
+    """The items that are chosen from rows, in a folder of the test's own."""
+    folder = Path(spec.data.source).parent
+    write_rows(folder / "valid.jsonl", as_rows(records))
+    return choose(folder / "valid.jsonl", spec, folder).items
 
 
 @pytest.fixture
@@ -260,7 +269,7 @@ def test_small_classes_get_their_items(make_spec: MakeSpec) -> None:
         record["label"] = "billing"
     for record in records[:24]:
         record["label"] = "support"
-    chosen = choose(as_rows(records), make_spec(records, items=60))
+    chosen = chosen_from(records, make_spec(records, items=60))
     assert Counter(row.target for row in chosen) == {"billing": 50, "support": 10}
 
 
@@ -270,13 +279,13 @@ def test_no_two_items_are_near_duplicates_or_contradict_each_other(make_spec: Ma
     contradicted = [
         record | {"id": f"not-{record['id']}", "label": LABELS[n % 2 - 1]} for n, record in enumerate(rows(60))
     ][20:30]
-    chosen = choose(as_rows(records + contradicted), make_spec(records, items=50))
+    chosen = chosen_from(records + contradicted, make_spec(records, items=50))
     assert len(chosen) == 50
-    assert list(NearDuplicates(list(profile_texts(row.text for row in chosen)), 0.8).pairs()) == []
+    assert find_duplicate_rows(chosen, CLASSIFY, 0.8).removed == []
     gone = {record["text"] for record in contradicted}
     assert not gone & {row.text for row in chosen}
     with pytest.raises(GoldenSetError) as caught:
-        choose(as_rows(records + contradicted), make_spec(records, items=90))
+        chosen_from(records + contradicted, make_spec(records, items=90))
     assert caught.value.what == (
         "90 golden items are wanted, but only 50 can be had: 90 valid rows, 50 without duplicates and contradictions, "
         "in 50 groups that stay whole."
@@ -286,7 +295,7 @@ def test_no_two_items_are_near_duplicates_or_contradict_each_other(make_spec: Ma
 
 def test_groups_stay_whole(make_spec: MakeSpec) -> None:
     records = [record | {"group": f"g{n // 3}"} for n, record in enumerate(rows(150))]
-    chosen = choose(as_rows(records), make_spec(records, items=40))
+    chosen = chosen_from(records, make_spec(records, items=40))
     sizes = Counter(row.group for row in chosen)
     assert set(sizes.values()) == {3}
     assert 36 <= len(chosen) <= 40
@@ -319,5 +328,83 @@ def test_a_folder_that_cannot_be_written(make_spec: MakeSpec, monkeypatch: pytes
 def test_texts_alike_with_different_answers_give_one_item(make_spec: MakeSpec) -> None:
     text = sentence(random.Random(11), 40)
     records = rows(20) + [{"id": f"x{n}", "text": f"{text} v{n}", "label": str(n)} for n in range(5)]
-    chosen = choose(as_rows(records), make_spec(rows(20), EXTRACT, items=21))
+    chosen = chosen_from(records, make_spec(rows(20), EXTRACT, items=21))
     assert sum(row.text.startswith(text) for row in chosen) == 1
+
+
+@pytest.mark.parametrize("example", ["complaints", "prices"])
+def test_the_frozen_sets_of_the_examples_are_drawn_again(example: str, tmp_path: Path) -> None:
+    folder = Path(__file__).parents[2] / "examples" / example
+    spec = load_spec(folder / f"{example}.yaml", [f"golden.path={tmp_path / 'again'}"])
+    assert freeze(spec).digest == json.loads((folder / "golden" / "golden.json").read_text())["digest"]
+    assert open_golden(load_spec(folder / f"{example}.yaml").evaluation()).items == spec.golden.items
+
+
+def test_nothing_that_a_model_wrote_is_a_golden_item(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_suites(monkeypatch)
+    records = [record | {"synthetic": n % 2 == 0} for n, record in enumerate(rows(120))]
+    spec = make_spec(records, items=20)
+    draft = draft_golden(spec)
+    assert draft.synthetic == 60
+    assert {item.id for item in draft.items} <= {record["id"] for record in records if not record["synthetic"]}
+    assert (draft.parts[0].available, draft.left) == (60, 40)
+    freeze(spec)
+    assert json.loads((Path(spec.golden.path) / "golden.json").read_text())["synthetic_left_out"] == 60
+
+
+def test_items_keep_what_is_known_of_them_and_not_where_they_were_kept(make_spec: MakeSpec, tmp_path: Path) -> None:
+    spec = make_spec(rows(60), items=20)
+    told = [
+        replace(row, label="c", source=f"part{n}", time="2026-01-02T00:00:00Z", weight=2.0)
+        for n, row in enumerate(as_rows(rows(60)))
+    ]
+    write_rows(tmp_path / "valid.jsonl", told)
+    items = choose(tmp_path / "valid.jsonl", spec, tmp_path).items
+    assert {(item.label, item.source, item.time, item.weight) for item in items} == {
+        ("c", None, "2026-01-02T00:00:00Z", 1.0)
+    }
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ({}, {}),
+        ({"provenance": "CFPB, 2024"}, {"provenance": "CFPB, 2024"}),
+        ({"provenance": "CFPB", "licence": "CC0-1.0"}, {"provenance": "CFPB", "licence": "CC0-1.0"}),
+    ],
+)
+def test_provenance_and_licence_are_kept_where_they_are_said(
+    data: dict[str, str], said: dict[str, str], make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_suites(monkeypatch)
+    spec = make_spec(rows(60), items=20, data=data)
+    freeze(spec)
+    manifest = json.loads((Path(spec.golden.path) / "golden.json").read_text())
+    assert {name: manifest[name] for name in ("provenance", "licence") if name in manifest} == said
+    assert open_golden(spec.evaluation()).items == 20
+
+
+def test_a_manifest_says_what_its_parts_show(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_suites(monkeypatch)
+    spec = make_spec(rows(60), items=20)
+    shown: list[Draft] = []
+    freeze(spec, planner=Planner(lambda name: 10, lambda part: part.items / 1000), show=shown.append)
+    manifest = json.loads((Path(spec.golden.path) / "golden.json").read_text())
+    assert manifest["parts"] == [
+        {"name": None, "available": 60, "wanted": 20, "items": 20, "groups": 20, "effective": 20,
+         "smallest_effect": 0.02}
+    ]  # fmt: skip
+    assert manifest["discordance"] == spec.golden.discordance
+    assert [part._asdict() for part in shown[0].parts] == [
+        {name: value for name, value in part.items() if name != "smallest_effect"} for part in manifest["parts"]
+    ]
+
+
+def test_slices_that_the_data_name_are_counted(make_spec: MakeSpec) -> None:
+    records = [record | {"slice": "phone" if n % 3 else None} for n, record in enumerate(rows(60))]
+    spec = make_spec(records, items=20, data={"slice_field": "slice"})
+    draft = draft_golden(spec)
+    everything, phone = draft.parts
+    assert (everything.name, everything.items, everything.available) == (None, 20, 60)
+    assert (phone.name, phone.available, phone.wanted) == ("phone", 40, None)
+    assert phone.items == sum(item.slice == "phone" for item in draft.items) > 0

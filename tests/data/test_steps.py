@@ -28,7 +28,7 @@ def test_from_source_to_splits(make_spec: MakeSpec, tmp_path: Path) -> None:
 
     golden = open_golden_set.fn(spec)
     raw = ingest_dataset.fn(spec)
-    valid = validate_dataset.fn(raw, spec)
+    valid = validate_dataset.fn(raw, None, spec)
     splits = curate_dataset.fn(valid, golden, spec)
     assert (raw.rows, valid.rows, valid.quarantined) == (202, 200, 2)
     assert (splits.train_rows, splits.dev_rows, splits.removed) == (144, 16, {"golden_item": 40})
@@ -45,7 +45,7 @@ def test_from_source_to_splits(make_spec: MakeSpec, tmp_path: Path) -> None:
         ("worse", 202, ["text is null"]),
     ]
 
-    again = [ingest_dataset.fn(spec), validate_dataset.fn(raw, spec), curate_dataset.fn(valid, golden, spec)]
+    again = [ingest_dataset.fn(spec), validate_dataset.fn(raw, None, spec), curate_dataset.fn(valid, golden, spec)]
     for first, second in zip([raw, valid, splits], again, strict=True):
         assert second == first.model_copy(update={"reused": True})
 
@@ -60,7 +60,7 @@ def test_from_source_to_splits(make_spec: MakeSpec, tmp_path: Path) -> None:
         }
     )
     raw2 = ingest_dataset.fn(moved)
-    valid2 = validate_dataset.fn(raw2, moved)
+    valid2 = validate_dataset.fn(raw2, None, moved)
     splits2 = curate_dataset.fn(valid2, golden, moved)
     assert (raw2.fingerprint, valid2.fingerprint, splits2.fingerprint) == (
         raw.fingerprint,
@@ -82,7 +82,7 @@ def test_a_quarantine_outlives_the_failed_step(make_spec: MakeSpec, tmp_path: Pa
     spec = make_spec([*rows(10), {"id": "bad", "text": "t", "label": "sales"}])
     raw = ingest_dataset.fn(spec)
     with pytest.raises(DataError, match="1 of 11 rows are invalid") as caught:
-        validate_dataset.fn(raw, spec)
+        validate_dataset.fn(raw, None, spec)
     (quarantine,) = (tmp_path / "store/scratch").glob("validate-*/quarantine.jsonl")
     assert caught.value.where is not None
     assert str(quarantine) in caught.value.where

@@ -20,12 +20,19 @@ from prefect.utilities.templating import apply_values
 
 from goldgate import services
 from goldgate.config import load_spec
+from goldgate.synthesize import load_synthesis
 from tasks.contracts.spec import EvaluationSpec, RetrainSpec
+from tasks.contracts.synthesis import SynthesizeSpec
 
 ROOT = services.PROJECT
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
 POOLS = yaml.safe_load((ROOT / "deployments/work_pools.yaml").read_text())
-FLOW_NAMES = {"flows.retrain.retrain": "retrain", "flows.evaluate.evaluate": "evaluate", "flows.train.train": "train"}
+FLOW_NAMES = {
+    "flows.retrain.retrain": "retrain",
+    "flows.evaluate.evaluate": "evaluate",
+    "flows.train.train": "train",
+    "flows.synthesize.synthesize": "synthesize",
+}
 
 
 def full_name(deployment: dict[str, Any]) -> str:
@@ -54,6 +61,7 @@ def test_all_deployments_are_there() -> None:
         "retrain/prices": "cpu",
         "evaluate/complaints": "cpu",
         "evaluate/prices": "cpu",
+        "synthesize/complaints": "cpu",
         "train/gpu": "gpu",
     }
 
@@ -134,7 +142,10 @@ def test_an_evaluation_withholds_scores_where_the_policy_is_a_ladder(tmp_path: P
     assert load(str(tmp_path / "ladder.yaml"))["evaluation"]["withhold_scores"] is True
 
 
-@pytest.mark.parametrize("deployment", [one for one in DEPLOYMENTS if one.get("parameters")], ids=full_name)
+JUDGED = [one for one in DEPLOYMENTS if one["entrypoint"] in ("flows.retrain.retrain", "flows.evaluate.evaluate")]
+
+
+@pytest.mark.parametrize("deployment", JUDGED, ids=full_name)
 def test_preset_is_the_example(deployment: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GOLDGATE_STORE", str(tmp_path))
     name = deployment["name"]
@@ -151,6 +162,26 @@ def test_preset_is_the_example(deployment: dict[str, Any], tmp_path: Path, monke
     if isinstance(spec, RetrainSpec):
         assert Path(spec.data.source) == ROOT / "examples" / name / f"{name}.jsonl"
         assert spec.execution.train_deployment == "train/gpu"
+
+
+def test_the_preset_of_synthesis_is_its_example(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GOLDGATE_STORE", str(tmp_path))
+    (deployment,) = [one for one in DEPLOYMENTS if "synthesize" in one["entrypoint"]]
+    spec = SynthesizeSpec.model_validate(parameters_of(deployment)["spec"])
+    assert spec == load_synthesis(ROOT / "examples/complaints/synthesize.yaml")
+    assert Path(spec.data.source) == ROOT / "examples/complaints/complaints.jsonl"
+    assert spec.execution.store == str(tmp_path)
+    assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
+
+
+def test_every_field_of_the_form_of_synthesis_says_what_it_is() -> None:
+    schema = parameter_schema(load_flow_from_entrypoint("flows.synthesize.synthesize")).model_dump_for_openapi()
+    assert "SynthesizeSpec" in schema["definitions"]
+    for title, record in schema["definitions"].items():
+        for name, field in record.get("properties", {}).items():
+            described = schema["definitions"].get(field.get("$ref", "").removeprefix("#/definitions/"), field)
+            assert described.get("description"), f"{title}.{name}"
+            assert "position" in field, f"{title}.{name}"
 
 
 def test_evaluate_presets_score_the_champion() -> None:

@@ -13,14 +13,17 @@ LIGHT = (
     "flows.retrain",
     "flows.train",
     "flows.evaluate",
+    "flows.synthesize",
     "tasks.contracts",
     "tasks.contracts.spec",
     "tasks.contracts.references",
+    "tasks.contracts.synthesis",
     "tasks.store",
     "tasks.runtime",
     "goldgate.cli",
     "goldgate.services",
     "goldgate.presets",
+    "goldgate.synthesize",
 )
 _SCRIPT = """
 import importlib, json, sys

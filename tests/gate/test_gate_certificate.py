@@ -166,6 +166,24 @@ def test_the_contamination_report_goes_along(made: Certified, key: SSlibKey) -> 
     assert digest_file(found) == said.predicate.digests["contamination"]
 
 
+def test_what_is_said_of_the_data_is_signed(made: Certified, key: SSlibKey) -> None:
+    asked = (made.store, made.verdict, made.trained, made.release, "animals", made.golden, open_signing_key(made.store))
+    told = certify(*asked, provenance="CFPB, 2024", licence="CC0-1.0")
+    assert not told.reused
+    said = verify_certificate(made.store.files(made.store.open(told.uri)), key).predicate
+    assert (said.provenance, said.licence) == ("CFPB, 2024", "CC0-1.0")
+    assert certify(*asked, provenance="CFPB, 2024", licence="CC0-1.0").digest == told.digest
+    assert not certify(*asked, provenance="CFPB, 2024").reused
+    assert certify(*asked).digest == made.certificate.digest
+
+
+def test_where_nothing_is_said_of_the_data_the_certificate_is_as_before(made: Certified, key: SSlibKey) -> None:
+    predicate = statement_of(envelope(made.folder))["predicate"]
+    assert not {"provenance", "licence"} & predicate.keys()  # readers from before these fields refuse unknown ones
+    said = verify_certificate(made.folder, key).predicate
+    assert (said.provenance, said.licence) == (None, None)
+
+
 def test_another_key_signs_anew(made: Certified) -> None:
     other = another_key()
     again = certify(made.store, made.verdict, made.trained, made.release, "animals", made.golden, other)

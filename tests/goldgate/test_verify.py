@@ -266,6 +266,16 @@ def test_tags_that_say_something_else_are_named(world: World) -> None:
         client.set_model_version_tag("animals", "1", "goldgate.release", version.tags["goldgate.release"])
 
 
+def test_a_provenance_that_nobody_signed_is_named(world: World) -> None:
+    client = connect(world.spec.execution)
+    client.set_model_version_tag("animals", "1", "goldgate.data_provenance", "bought, honestly")
+    try:
+        result = verify(world.uri, world.spec.execution)
+        assert "something else than the certificate: goldgate.data_provenance" in detail(result, "registry")
+    finally:
+        client.delete_model_version_tag("animals", "1", "goldgate.data_provenance")
+
+
 def test_the_certificate_of_another_task_is_not_this_ones(world: World) -> None:
     other = spec_in(Path(world.spec.execution.store).parent, "plants")
     register(world.made.verdict, world.made.certificate, world.made.trained, other)

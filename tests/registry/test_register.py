@@ -220,6 +220,47 @@ def test_numbers_that_are_withheld_are_not_told(workshop: Workshop, name: str) -
     assert "exact_match" not in describe(silent.verdict, BY_VERDICT)
 
 
+ORIGIN = {"provenance": "CFPB,\n2024 | in part", "licence": "CC0-1.0"}
+
+
+def test_the_models_page_says_where_the_data_come_from(workshop: Workshop, name: str) -> None:
+    one, spec = workshop.trained("one"), workshop.spec(name)
+    verdict = workshop.verdict(one)
+    told = spec.model_copy(update={"data": spec.data.model_copy(update=ORIGIN)})
+    register(verdict, workshop.certificate(verdict, one, **ORIGIN), one, told)
+    version = connect(workshop.execution).get_model_version_by_alias(name, "champion")
+    assert version.tags["goldgate.data_provenance"] == ORIGIN["provenance"]
+    assert version.tags["goldgate.data_licence"] == "CC0-1.0"
+    assert version.description.endswith(
+        "Baseline: base model.\n\nProvenance of the data: CFPB, 2024 | in part\n\nLicence of the data: CC0-1.0"
+    )
+
+
+@pytest.mark.parametrize("said", [{}, ORIGIN, {"provenance": ORIGIN["provenance"]}])
+def test_a_certificate_that_says_something_else_of_the_data_is_refused(
+    said: dict[str, str], workshop: Workshop, name: str
+) -> None:
+    one, spec = workshop.trained("one"), workshop.spec(name)
+    verdict = workshop.verdict(one)
+    other = {"provenance": "elsewhere"} if said else ORIGIN
+    asked = spec.model_copy(update={"data": spec.data.model_copy(update=other)})
+    with pytest.raises(CertificateError, match="something else of the data's provenance or licence"):
+        register(verdict, workshop.certificate(verdict, one, **said), one, asked)
+    assert aliases_of(connect(workshop.execution), name) == {}
+
+
+def test_where_the_data_come_from_is_cut_on_the_page_and_whole_in_the_tags(workshop: Workshop, name: str) -> None:
+    one = workshop.trained("one")
+    verdict = workshop.verdict(one)
+    data = workshop.spec(name).data.model_copy(update={"provenance": "p" * 9_000})
+    page = describe(verdict.verdict, BY_VERDICT, data)
+    assert "| exact_match |" in page
+    assert page.endswith(f"Provenance of the data: {'p' * 499}…")
+    tags = version_tags(verdict, workshop.certificate(verdict, one), one, data)
+    assert tags["goldgate.data_provenance"] == "p" * 9_000
+    assert "goldgate.data_licence" not in tags
+
+
 @pytest.mark.parametrize("outcome", [Outcome.REJECT, Outcome.INCONCLUSIVE])
 def test_only_a_promotion_is_registered(workshop: Workshop, name: str, outcome: Outcome) -> None:
     one = workshop.trained("one")

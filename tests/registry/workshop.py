@@ -129,11 +129,16 @@ class Workshop:
         return VerdictRef(**made.reference(), verdict=decided)
 
     def certificate(
-        self, verdict: VerdictRef, trained: TrainedModelRef, release: Release = BY_VERDICT, model: str | None = None
+        self,
+        verdict: VerdictRef,
+        trained: TrainedModelRef,
+        release: Release = BY_VERDICT,
+        model: str | None = None,
+        **said: str,
     ) -> CertificateRef:
         """A certificate as the gate would sign it, but that the made-up verdict is not computed again.
 
-        `model` is the digest that it names, where that is not the candidate's.
+        `model` is the digest that it names, where that is not the candidate's; `said` is what it says of the data.
         """
         store, decided = Store(self.execution.store), verdict.verdict
 
@@ -146,13 +151,13 @@ class Workshop:
                 predicate=Promotion(
                     task="t", digests=decided.digests, files={}, code={}, policy=decided.policy,
                     requirements=decided.requirements, look=decided.look, self_test=None, outcome=decided.outcome,
-                    reasons=decided.reasons, release=release, evidence={"verdict.json": digest_file(evidence)},
+                    reasons=decided.reasons, release=release, evidence={"verdict.json": digest_file(evidence)}, **said,
                 ),
             )  # fmt: skip
             (folder / "certificate.json").write_text(sign(statement, _key(), Hints()))
             return {}
 
-        config = {"release": release.model_dump(mode="json"), "model": model}
+        config = {"release": release.model_dump(mode="json"), "model": model} | said
         made = store.produce("certificate", 1, config, {"verdict": verdict.digest}, make)
         return CertificateRef(**made.reference(), key_id=_key().key_id, release=release)
 

@@ -9,9 +9,9 @@ import pytest
 
 from tasks.contracts.errors import TrainingError
 from tasks.contracts.prompt import tuned_prompt
-from tasks.contracts.rows import Message, Row
+from tasks.contracts.rows import Message, Row, write_rows
 from tasks.contracts.spec import TaskKind, TaskSpec
-from tasks.training.examples import as_columns, tokenize_row
+from tasks.training.examples import Example, WeightFacts, as_columns, read_weights, sum_up_weights, tokenize_row
 
 TASK = TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which fruit?", labels=("red apple", "pear"))
 
@@ -72,3 +72,52 @@ def test_template_that_hides_the_answer_is_refused(tiny_model: Path, template: s
     tokenizer.chat_template = template
     with pytest.raises(TrainingError, match=what):
         tokenize_row(row("green", "pear"), tuned_prompt(TASK), tokenizer, 512)
+
+
+def write_weighted(folder: Path, *weights: float) -> Path:
+    path = folder / "train.jsonl"
+    messages = (Message("user", "green"),)
+    write_rows(path, [Row(f"r{at}", 10 + at, messages, "pear", weight=weight) for at, weight in enumerate(weights)])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("weights", "read", "facts"),
+    [
+        ((1.0, 0.5, 1.5, 1.0), [1.0, 0.5, 1.5, 1.0], WeightFacts(2, 0.5, 1.5)),
+        ((1.000001,), [1.000001], WeightFacts(1, 1.000001, 1.000001)),
+        ((1e-6, 20.0), [1e-6, 20.0], WeightFacts(2, 1e-6, 20.0)),
+        ((1.0, 1.0), None, WeightFacts(0, 1.0, 1.0)),
+        ((), None, WeightFacts(0, 1.0, 1.0)),
+    ],
+)
+def test_weights_are_read_in_the_order_of_the_rows(
+    tmp_path: Path, weights: tuple[float, ...], read: list[float] | None, facts: WeightFacts
+) -> None:
+    assert read_weights(write_weighted(tmp_path, *weights)) == read
+    assert sum_up_weights(read) == facts
+
+
+def test_weights_of_one_that_are_written_out_are_none_at_all(tmp_path: Path) -> None:
+    path = write_weighted(tmp_path, 1.0, 1.0)
+    path.write_text(path.read_text().replace('"target"', '"weight": 1, "target"'))
+    assert path.read_text().count('"weight": 1') == 2
+    assert read_weights(path) is None
+
+
+@pytest.mark.parametrize(
+    ("weight", "said"), [(0.0, "0.0"), (-1.0, "-1.0"), (float("nan"), "None"), (float("inf"), "None")]
+)
+def test_weight_that_is_no_positive_number_is_refused_by_row(tmp_path: Path, weight: float, said: str) -> None:
+    path = write_weighted(tmp_path, 2.0, weight, 1.0)
+    with pytest.raises(TrainingError, match=f"weight of a row is {said};") as refusal:
+        read_weights(path)
+    assert refusal.value.where == "train.jsonl, row r1 (line 11 of the source)"
+    assert "`data.weight_field`" in refusal.value.fix
+
+
+def test_only_weighted_examples_have_a_column_of_weights() -> None:
+    examples = [Example([4, 5, 6], 1), Example([7, 8], 1)]
+    plain = {"input_ids": [[4, 5, 6], [7, 8]], "completion_mask": [[0, 0, 1], [0, 1]]}
+    assert as_columns(examples) == plain
+    assert as_columns(examples, [0.5, 1.5]) == plain | {"weight": [0.5, 1.5]}

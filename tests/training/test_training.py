@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +24,35 @@ from tasks.contracts.spec import DataSpec, ExecutionSpec, GoldenSpec, RetrainSpe
 from tasks.store import Store, digest_folder
 from tasks.training.job import TrainJob, TrainResult
 from tasks.training.launch import reason_of, run_training
-from tasks.training.steps import fetch_base_model, train_adapter
+from tasks.training.steps import fetch_base_model, find_trained, train_adapter
 
 TASK = TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which fruit?", labels=("red apple", "pear"))
 RECIPE = TrainSpec(epochs=3, learning_rate=1e-2, lora_rank=4, batch_size=4, gradient_accumulation=2, evaluations=6)
 STEPS = 18
 
 
-def write_splits(folder: Path, *, longest: int = 1) -> None:
-    """48 rows whose answer is in the text, 12 of them also as dev; one row is `longest` times as long."""
+def weigh(number: int) -> float:
+    """A weight for each of the 48 rows, 1 for some; their mean is 1."""
+    return (0.5, 1.0, 1.5)[number % 3]
+
+
+def write_splits(folder: Path, *, longest: int = 1, weighted: bool = False) -> None:
+    """48 rows whose answer is in the text, 12 of them also as dev; one row is `longest` times as long.
+
+    With `weighted`, training rows have the weights of `weigh`, and dev rows some that must not matter.
+    """
     rows = []
     for number in range(48):
         text = ("crimson and round" if number % 2 else "green and long") + " fruit" * (number % 5)
         if number == 29:
             text *= longest
         rows.append(Row(f"r{number}", number + 1, (Message("user", text),), "red apple" if number % 2 else "pear"))
+    dev = rows[:12]
+    if weighted:
+        dev = [replace(row, weight=float(1 + number)) for number, row in enumerate(dev)]
+        rows = [replace(row, weight=weigh(number)) for number, row in enumerate(rows)]
     write_rows(folder / "train.jsonl", rows)
-    write_rows(folder / "dev.jsonl", rows[:12])
+    write_rows(folder / "dev.jsonl", dev)
 
 
 def make_request(folder: Path, base: Path, recipe: TrainSpec = RECIPE) -> TrainRequest:
@@ -68,10 +82,10 @@ def make_request(folder: Path, base: Path, recipe: TrainSpec = RECIPE) -> TrainR
     )
 
 
-def make_job(folder: Path, request: TrainRequest, *, longest: int = 1) -> TrainJob:
+def make_job(folder: Path, request: TrainRequest, *, longest: int = 1, weighted: bool = False) -> TrainJob:
     """The same training as a job of its own, with its store (and MLflow) below `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_splits(folder, longest=longest)
+    write_splits(folder, longest=longest, weighted=weighted)
     (folder / "out").mkdir()
     store = Store(request.execution.store)
     own = request.model_copy(update={"execution": ExecutionSpec(store=str(folder / "store"))})
@@ -147,7 +161,13 @@ def test_finished_training_is_kept_by_its_recipe_and_reused(trained: Trained) ->
 
 
 def test_dev_loss_is_nats_per_answer_token(trained: Trained, tmp_path: Path) -> None:
-    """The number from the curves, worked out again with plain transformers and peft."""
+    write_splits(tmp_path)
+    nats = nats_per_answer_token(trained.model, trained.out / "adapter", tmp_path / "dev.jsonl")
+    assert trained.result.dev_loss == pytest.approx(nats, abs=2e-3)
+
+
+def nats_per_answer_token(model_folder: Path, adapter: Path, dev_file: Path) -> float:
+    """The dev loss, worked out again with plain transformers and peft."""
     import torch
     from peft import PeftModel
     from transformers import AutoTokenizer
@@ -156,11 +176,8 @@ def test_dev_loss_is_nats_per_answer_token(trained: Trained, tmp_path: Path) -> 
     from tasks.training.examples import tokenize_file
     from tasks.training.frozen_base import load_dequantised
 
-    tokenizer = AutoTokenizer.from_pretrained(trained.model)
-    base = load_dequantised(trained.model, "cpu")
-    model = PeftModel.from_pretrained(base, trained.out / "adapter").eval()
-    write_splits(tmp_path)
-    dev_file = tmp_path / "dev.jsonl"
+    tokenizer = AutoTokenizer.from_pretrained(model_folder)
+    model = PeftModel.from_pretrained(load_dequantised(model_folder, "cpu"), adapter).eval()
     nats, tokens = 0.0, 0
     for example in tokenize_file(dev_file, tuned_prompt(TASK), tokenizer, 512):
         ids = torch.tensor([example.input_ids])
@@ -169,7 +186,7 @@ def test_dev_loss_is_nats_per_answer_token(trained: Trained, tmp_path: Path) -> 
         for at in range(len(example.input_ids) - example.answer_tokens, len(example.input_ids)):
             nats -= log_probs[at - 1, example.input_ids[at]].item()
             tokens += 1
-    assert trained.result.dev_loss == pytest.approx(nats / tokens, abs=2e-3)
+    return nats / tokens
 
 
 def test_artefacts_are_safetensors_and_know_no_paths(trained: Trained) -> None:
@@ -293,6 +310,199 @@ def first_run_id(job: TrainJob) -> str:
     assert sorted({metric.step for metric in history}) == [3, 6, 9, 12, 15, 18]
     assert run.info.status == "FINISHED"
     return str(run.info.run_id)
+
+
+def step_rows(
+    *weights: float, texts: Sequence[str] = ("crimson", "green and long", "round fruit", "pear")
+) -> list[Row]:
+    """Rows of different lengths whose answers have different numbers of tokens."""
+    return [
+        Row(f"r{at}", at + 1, (Message("user", texts[at]),), TASK.labels[at % 2], weight=weight)
+        for at, weight in enumerate(weights)
+    ]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step from the same adapter, and what its rows ask for, worked out by hand.
+
+    Attributes:
+        loss: what the trainer logged.
+        gradients: of all of the adapter, one after the other, at the end of the step.
+        row_nats: of each row, negative log-likelihood summed over its answer tokens.
+        row_gradients: of `row_nats`, shape [rows, parameters].
+        answer_tokens: of all rows.
+        columns: of the dataset that was trained on.
+    """
+
+    loss: float
+    gradients: Any
+    row_nats: Any
+    row_gradients: Any
+    answer_tokens: int
+    columns: list[str]
+
+
+def take_step(trained: Trained, folder: Path, rows: Sequence[Row] | str, batch_size: int, accumulation: int) -> Step:
+    """Take one step on rows (or on the text of a file of them), from the last to the first."""
+    import torch
+    from transformers import AutoTokenizer, TrainerCallback
+
+    from tasks.contracts.prompt import tuned_prompt
+    from tasks.training import fit
+    from tasks.training.examples import read_weights, tokenize_file
+    from tasks.training.recipe import make_plan
+
+    job = make_job(folder, trained.request)
+    if isinstance(rows, str):
+        job.train_file.write_text(rows)
+    else:
+        write_rows(job.train_file, rows)
+    job.scratch.mkdir()
+    tokenizer = AutoTokenizer.from_pretrained(trained.model)
+    examples = tokenize_file(job.train_file, tuned_prompt(TASK), tokenizer, 512)
+    dev = tokenize_file(job.dev_file, tuned_prompt(TASK), tokenizer, 512)
+    recipe = RECIPE.model_copy(update={"epochs": 1, "batch_size": batch_size, "gradient_accumulation": accumulation})
+    plan = make_plan(recipe, len(examples), len(dev)).model_copy(update={"gradient_norm": 1e9})  # nothing is clipped
+    assert plan.total_steps == 1
+    data = fit._dataset(examples, range(len(examples))[::-1], read_weights(job.train_file))
+    watcher = fit.Watcher(job, plan, None, [100])
+    trainer = fit._make_trainer(job, plan, "cpu", tokenizer, data, fit._dataset(dev), watcher)
+    adapter = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    draw = torch.Generator().manual_seed(3)
+    for parameter in adapter:  # B matrices start at zero, which would leave A's without a gradient
+        parameter.data += 0.1 * torch.randn(parameter.shape, generator=draw)
+
+    def take_gradients() -> Any:
+        gradients = torch.cat([parameter.grad.flatten() for parameter in adapter])
+        trainer.model.zero_grad()
+        return gradients
+
+    row_nats, row_gradients = [], []
+    for example in examples:
+        ids = torch.tensor(example.input_ids)
+        log_probs = trainer.model(input_ids=ids[None]).logits[0].log_softmax(-1)
+        answer = range(len(ids) - example.answer_tokens, len(ids))
+        nats = -torch.stack([log_probs[at - 1, ids[at]] for at in answer]).sum()
+        nats.backward()
+        row_nats.append(nats.item())
+        row_gradients.append(take_gradients())
+
+    seen = []
+
+    class Catcher(TrainerCallback):
+        def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+            seen.append(take_gradients())
+
+    trainer.add_callback(Catcher())
+    trainer.train()
+    (gradients,) = seen
+    return Step(
+        loss=next(entry["loss"] for entry in trainer.state.log_history if "loss" in entry),
+        gradients=gradients,
+        row_nats=torch.tensor(row_nats),
+        row_gradients=torch.stack(row_gradients),
+        answer_tokens=sum(example.answer_tokens for example in examples),
+        columns=data.column_names,
+    )
+
+
+def distance(one: Any, other: Any) -> float:
+    """The norm of the difference of two gradients, as a share of the first one's."""
+    return float((one - other).norm() / one.norm())
+
+
+@pytest.mark.parametrize(
+    ("weights", "batch_size", "accumulation"),
+    [
+        ((0.25, 2.0, 1.0, 0.75), 4, 1),
+        ((0.25, 2.0, 1.0, 0.75), 2, 2),
+        ((0.25, 2.0, 1.0, 0.75), 3, 2),
+        ((0.25, 2.0, 1.0, 0.75), 1, 4),
+        ((3.0, 3.0, 3.0, 3.0), 2, 2),
+        ((1.0, 1.0, 1.0, 1.0), 2, 2),
+    ],
+)
+def test_each_row_pulls_by_its_weight_however_a_step_is_cut_into_batches(
+    trained: Trained, tmp_path: Path, weights: tuple[float, ...], batch_size: int, accumulation: int
+) -> None:
+    import torch
+
+    step = take_step(trained, tmp_path, step_rows(*weights), batch_size, accumulation)
+    weight = torch.tensor(weights)
+    wanted = (weight[:, None] * step.row_gradients).sum(dim=0) / step.answer_tokens
+    assert distance(wanted, step.gradients) < 1e-5
+    assert step.loss == pytest.approx(float(weight @ step.row_nats) / step.answer_tokens, rel=1e-5)
+    if set(weights) != {1.0}:  # so the test can tell: without the weights it is another gradient altogether
+        assert distance(wanted, step.row_gradients.sum(dim=0) / step.answer_tokens) > 0.1
+
+
+def test_row_of_weight_two_pulls_as_if_it_stood_there_twice(trained: Trained, tmp_path: Path) -> None:
+    """The sums over tokens are the same; the divisor is not: it counts the tokens of the one row once."""
+    once = step_rows(1.0, 2.0, 1.0)
+    again = [*step_rows(1.0, 1.0, 1.0), replace(once[1], id="again", weight=1.0)]
+    weighted = take_step(trained, tmp_path / "weighted", once, 4, 1)
+    repeated = take_step(trained, tmp_path / "repeated", again, 4, 1)
+    assert repeated.answer_tokens > weighted.answer_tokens
+    assert distance(repeated.gradients * repeated.answer_tokens, weighted.gradients * weighted.answer_tokens) < 1e-5
+    assert repeated.loss * repeated.answer_tokens == pytest.approx(weighted.loss * weighted.answer_tokens, rel=1e-5)
+
+
+def test_weights_of_one_change_no_bit(trained: Trained, tmp_path: Path) -> None:
+    import torch
+
+    rows = step_rows(1.0, 1.0, 1.0, 1.0)
+    none = take_step(trained, tmp_path / "none", rows, 2, 2)
+    written_out = "".join(row.to_json().replace('"target"', '"weight":1.0,"target"') + "\n" for row in rows)
+    assert written_out.count('"weight":1.0') == 4
+    ones = take_step(trained, tmp_path / "ones", written_out, 2, 2)
+    assert torch.equal(none.gradients, ones.gradients)
+    assert none.loss == ones.loss
+    assert none.columns == ones.columns == ["input_ids", "completion_mask"]
+
+
+def test_weights_count_in_training_alone_and_after_a_resume(trained: Trained, tmp_path: Path) -> None:
+    from tasks.tracking import connect
+
+    job = make_job(tmp_path, trained.request, weighted=True)
+    result = run_training(job, ignore_progress)
+
+    nats = nats_per_answer_token(trained.model, job.out / "adapter", job.dev_file)
+    assert result.dev_loss == pytest.approx(nats, abs=2e-3)  # though dev rows have weights from 1 to 12
+    losses = [point["loss"] for point in curves(job.out) if "loss" in point]
+    assert losses != [point["loss"] for point in curves(trained.out) if "loss" in point]
+    facts = {"weighted_rows": 32, "lowest_weight": 0.5, "highest_weight": 1.5}
+    assert json.loads((job.out / "summary.json").read_text())["weights"] == facts
+    params = connect(job.request.execution).get_run(result.mlflow_run_id).data.params
+    assert {name: params[name] for name in facts} == {name: str(value) for name, value in facts.items()}
+
+    whole = digest_folder(job.out / "adapter")
+    *_, newest = sorted(job.scratch.glob("checkpoint-*"), key=lambda folder: int(folder.name.split("-")[1]))
+    shutil.rmtree(newest)  # as if killed before it was written
+    shutil.rmtree(job.out)
+    job.out.mkdir()
+    resumed = run_training(job, ignore_progress)
+    assert 0 < resumed.resumed_from_step < int(newest.name.split("-")[1])
+    assert digest_folder(job.out / "adapter") == whole
+    assert [point["loss"] for point in curves(job.out) if "loss" in point] == losses
+
+
+def test_training_without_weights_says_so(trained: Trained) -> None:
+    summary = json.loads((trained.out / "summary.json").read_text())
+    assert summary["weights"] == {"weighted_rows": 0, "lowest_weight": 1.0, "highest_weight": 1.0}
+
+
+def test_other_weights_are_another_training(trained: Trained, tmp_path: Path) -> None:
+    """Neither a finished training nor the checkpoints of a killed one are taken for rows of other weights."""
+
+    def make(out: Path) -> dict[str, int]:
+        write_splits(out, weighted=True)
+        return {}
+
+    digest = Store(str(tmp_path)).produce("splits", 1, {}, {}, make).reference()["digest"]
+    weighted = trained.request.splits.model_copy(update={"digest": digest})
+    assert find_trained(trained.request) is not None
+    assert find_trained(trained.request.model_copy(update={"splits": weighted})) is None
 
 
 def test_too_long_a_row_stops_training_by_name(trained: Trained, tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Examples that a teacher writes, and the filters that few of them survive."""
