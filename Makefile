@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo verdicts test test-slow check up down bench-gate vllm-env clean
+.PHONY: setup demo verdicts test test-slow check up down bench-gate bench-data vllm-env clean
 
 setup: $(READY)
 
@@ -44,6 +44,9 @@ down: setup
 
 bench-gate: setup  # error rates, power and speed of the gate; a quarter of an hour on two cores
 	$(BIN)/python -m bench.gate
+
+bench-data: setup  # a million rows with planted faults, beside datatrove and semhash; an hour on two cores
+	$(BIN)/python -m bench.data
 
 vllm-env:
 	docker/vllm/make_env.sh .vllm-env

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 
 from goldgate.config import load_spec, parse
 from goldgate.data_commands import data_app
+from goldgate.synthesize import synthesize
 from tasks.contracts.errors import GoldgateError, ServiceError, SpecError, StoreError
 from tasks.contracts.spec import EvaluationSpec, ExecutionSpec, PromptKind
 
@@ -228,6 +229,9 @@ def evaluate(
         finally:
             display.reset(token)
     print_evaluation(console, result, open_store(spec.execution))
+
+
+app.command()(synthesize)
 
 
 @gate_app.command("judge", hidden=True)

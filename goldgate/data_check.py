@@ -10,7 +10,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
 from goldgate.config import load_spec, parse, set_key
-from tasks.contracts.errors import DataError, GoldgateError, ModelError
+from tasks.contracts.errors import DataError, GoldgateError, ModelError, StoreError
 from tasks.contracts.references import BaseModelRef, GoldenSetRef, RawDatasetRef, ValidDatasetRef
 from tasks.contracts.spec import Guard, RetrainSpec, TaskKind
 
@@ -236,7 +236,9 @@ def check_data(asked: Asked) -> Checked:
     raw = asked.raw or ingest_dataset.fn(spec)
     try:
         valid = validate_dataset.fn(raw, asked.base, spec)
-    except DataError as error:
+    except StoreError:
+        raise
+    except GoldgateError as error:
         kept = kept_of_validation(raw, asked.base, spec)
         if not (kept / QUARANTINE).is_file():
             raise
@@ -245,7 +247,9 @@ def check_data(asked: Asked) -> Checked:
     quarantines = {"validate": judged / QUARANTINE}
     try:
         splits = curate_dataset.fn(valid, asked.golden, spec)
-    except DataError as error:
+    except StoreError:
+        raise
+    except GoldgateError as error:
         anyway = _curate_anyway(asked, valid)
         if anyway is not None:
             quarantines["curate"] = anyway / QUARANTINE
@@ -278,7 +282,7 @@ def _curate_anyway(asked: Asked, valid: ValidDatasetRef) -> Path | None:
         with progress_of("curate") as listener:
             files = store.files(store.open(valid.uri))
             curate(files, asked.golden, spec.task, lenient, spec.train.learning_rate, folder, listener)
-    except DataError:  # the same refusal, most likely; the first one is what is reported
+    except GoldgateError:  # the same refusal, most likely; the first one is what is reported
         shutil.rmtree(folder)
         return None
     return folder

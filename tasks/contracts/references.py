@@ -76,7 +76,7 @@ class SuiteRef(Frozen):
 
 
 class SplitsRef(ArtefactRef):
-    """`train.jsonl` and `dev.jsonl`, `quarantine.jsonl` (the other rows, each with its reason), `report.json` (a funnel,
+    """`train.jsonl` and `dev.jsonl`, `quarantine.jsonl` (the other rows and their reasons), `report.json` (a funnel,
     and what was found) and `contamination.json`: that no golden item is in the splits, looked up in the splits
     themselves.
     """

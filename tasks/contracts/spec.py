@@ -12,7 +12,7 @@ import re
 from enum import StrEnum
 from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 
 def _title(name: str, _: object) -> str:
@@ -37,6 +37,11 @@ def knob(position: int, description: str, **constraints: Any) -> Any:
     bounds = ", ".join(f"{words} {constraints[name]:,}" for name, words in _BOUNDS.items() if name in constraints)
     text = f"{description} ({bounds})" if bounds else description
     return Field(description=text, json_schema_extra={"position": position}, **constraints)
+
+
+def _off(value: Any) -> Any:
+    """YAML reads a bare `off` as false."""
+    return "off" if value is False else value
 
 
 MACRO_F1 = "macro_f1"  # the metric that is no mean over items
@@ -264,6 +269,8 @@ class DataSpec(Frozen):
         19, "Licence of the data (an SPDX id or words); kept likewise.", default=None, min_length=1
     )
 
+    _read_off = field_validator("secrets", "personal_data", mode="before")(_off)
+
     @model_validator(mode="after")
     def _columns(self) -> Self:
         if self.messages_field is None and (self.text_field is None or self.target_field is None):
@@ -357,7 +364,11 @@ class CurateSpec(Frozen):
         min_length=1,
     )
     semantic_duplicate: float = knob(
-        4, "Cosine similarity from which two rows count as saying the same.", default=0.95, gt=0.5, le=1.0
+        4,
+        "Cosine similarity from which two rows count as saying the same; what fits depends on the model.",
+        default=0.9,
+        gt=0.5,
+        le=1.0,
     )
     suspects: SuspectPolicy = knob(
         5,
@@ -396,6 +407,8 @@ class CurateSpec(Frozen):
     accept_risks: dict[Guard, Annotated[str, Field(min_length=10)]] = knob(
         12, "Guards to override, each with the reason (recorded in the run).", default={}
     )
+
+    _read_off = field_validator("suspects", "poisoning", mode="before")(_off)
 
 
 class TrainSpec(Frozen):
@@ -531,6 +544,8 @@ class Policy(Frozen):
         gt=0.0,
         le=24 * 30,
     )
+
+    _read_off = field_validator("looks", mode="before")(_off)
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:

@@ -61,7 +61,9 @@ class Changes:
 
 
 def compare_rows(before: Path, now: Path) -> Changes:
-    """Compare two files that `tasks.data.content` wrote; memory holds 44 bytes of each row, and as much again for a moment.
+    """Compare two files that `tasks.data.content` wrote.
+
+    Memory holds 44 bytes of each row, and as much again several times over for a moment.
 
     A row that stands there several times counts as often. Where fewer of a text's rows have another answer today than
     the text has rows, as many as can be paired off are relabelled, and the rest are new or gone.

@@ -51,7 +51,7 @@ class Phrases:
     rows: NDArray[np.int64]
     of_label: NDArray[np.int64]
     starts: NDArray[np.int64]
-    sample: NDArray[np.int64]
+    sample: NDArray[np.int32]
     looked_at: int
 
 
@@ -163,7 +163,7 @@ def _keep_pure(
         rows=counts[pure],
         of_label=cell_counts[best][pure],
         starts=np.concatenate([[0], np.cumsum(sampled)]),
-        sample=usable[ranks[spans(offsets[pure], sampled)]],
+        sample=usable[ranks[spans(offsets[pure], sampled)]].astype(np.int32),
         looked_at=len(starts),
     )
 

@@ -15,9 +15,9 @@ from tasks.data.phrases import SAMPLE_ROWS, Phrases, count_phrases, extent, loca
 _OPPOSED = 0.1  # the rest of a text opposes the label if it gives it at most this probability
 _FOR_ANOTHER = 0.5  # and speaks for another one if it gives that at least this
 _OVERRULED = 0.8  # share of the opposed rows that have the label nevertheless
-_STRONGLY = 1 / 3  # share of those whose text speaks for another label: not merely for none
+_STRONGLY = 0.4  # share of those whose text speaks for another label: not merely for none
 _LEANS = 2.0  # odds of the label by the rest of the texts, over its odds anywhere: a natural phrase keeps its company
-_ALPHA = 0.01  # chance of any false trigger, over all phrases and labels looked at
+_ALPHA = 1e-4  # chance of any false trigger, or source, over all phrases and labels looked at
 _DOUBT = 2.0  # by which the model's small probabilities may be too small without their words
 _SHARED = 0.8  # a word in so many of a phrase's rows may be part of what was planted
 _FIRST_ROWS = 16  # rows of a phrase that are looked at first; if those are suspicious, the whole sample is
@@ -122,8 +122,18 @@ def find_poisoning(
       their probabilities allow (tail of the Poisson-binomial distribution, Bonferroni over phrases and labels);
     - its texts on the whole lean no more towards the label than any texts do.
 
-    Phrases are runs of one to three words, and characters beyond ASCII. Not found: a phrase that was planted only in
-    rows which have its label rightly (a clean-label attack), since no text is overruled.
+    Phrases are runs of one to three words, and characters beyond ASCII; longer ones are found by their parts.
+
+    Measured with five phrases (a rare word, four words, a greeting, a sentence, a blank that cannot be seen) at the
+    start, middle and end, planted in 1 % of rows for each of four labels:
+
+    - 6,143 complaints, 61 rows: found in 120 of 120 sets, all of the planted rows (recall 1.00) and no others (1.00).
+    - 2,148 complaints, 21 rows: in 89 of 90 sets for labels of up to a quarter of the rows, again recall and precision
+      1.00; for the label that nearly half of the rows have in 0 of 30, since too few texts speak against it.
+    - As they came: no trigger in either, nor in parts of them, nor in their first 5 to 40 words.
+
+    Not found, in 0 of 60 sets: a phrase that was planted only in rows which have its label rightly (a clean-label
+    attack), since it overrules no text.
 
     Args:
         texts: the texts, for the wording of what is found; read only if something is.
@@ -264,7 +274,7 @@ def _score(
 ) -> _Scores:
     """Look at up to `most` rows of each of the chosen phrases, without the words that its rows share."""
     counts = np.minimum(np.diff(phrases.starts)[chosen], most)
-    rows = phrases.sample[spans(phrases.starts[chosen], counts)]
+    rows = phrases.sample[spans(phrases.starts[chosen], counts)].astype(np.int64)
     of = np.repeat(np.arange(len(chosen)), counts)
     chances = np.empty(len(rows), dtype=np.float32)
     others = np.empty(len(rows), dtype=np.float32)

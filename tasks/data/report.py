@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import orjson
 
 from tasks.contracts.errors import DataError
+from tasks.contracts.references import CONTAMINATION_FILE, ContaminationReport
 from tasks.contracts.rows import Row
 from tasks.contracts.spec import PoisonPolicy, PrivatePolicy, RetrainSpec, SuspectPolicy
 from tasks.data.changes import Changes
@@ -161,8 +162,11 @@ class DataReport:
         masked: rows in which something was masked.
         classes: rows of each class by stage; of a task without classes empty.
         golden_items: items of the golden set; None without one.
+        golden_found: rows of the splits, as they were written, in which one was found after all.
         drift: distance of the label mix from the golden set's; None without one.
         lengths: spreads.
+        alike_in_meaning: pairs of texts that say the same in other words; None where that was not looked for.
+        meaning_threshold: the cosine similarity from which they do.
         clusters: how many clusters of alike texts there are, their rows, how many of which size, and the largest.
         suspects: policy, number and note of what was found, and the first of them.
         triggers: policy of the poisoning, phrases, and sources that are unlike the others.
@@ -188,8 +192,11 @@ class DataReport:
     masked: int = 0
     classes: tuple[ClassRow, ...] = ()
     golden_items: int | None = None
+    golden_found: int | None = None
     drift: float | None = None
     lengths: tuple[Spread, ...] = ()
+    alike_in_meaning: int | None = None
+    meaning_threshold: float | None = None
     clusters: int = 0
     clustered_rows: int = 0
     cluster_sizes: tuple[tuple[int, int], ...] = ()
@@ -349,7 +356,7 @@ def _with_curation(report: DataReport, folder: Path, veil: Veil) -> DataReport:
     train, dev = curated["train"]["distinct_rows"], curated["dev"]["rows"]
     _check_sums(report, every_step, removed, curated, lines, folder)
     suspects, poisoning = curated.get("suspects") or {}, curated.get("poisoning") or {}
-    golden = curated.get("golden")
+    golden, semantic = curated.get("golden"), curated.get("semantic") or {}
     synthetic = curated.get("synthetic")
     return replace(
         report,
@@ -360,8 +367,11 @@ def _with_curation(report: DataReport, folder: Path, veil: Veil) -> DataReport:
         removed=_reasons(removed),
         classes=_classes(curated, veil),
         golden_items=golden["items"] if golden else None,
+        golden_found=_found_again(folder) if golden else None,
         drift=curated["label_drift"] if golden else None,
         lengths=_lengths(curated.get("lengths") or {}),
+        alike_in_meaning=semantic.get("pairs"),
+        meaning_threshold=semantic.get("threshold"),
         clusters=curated["clusters"]["count"],
         clustered_rows=curated["clusters"]["rows"],
         cluster_sizes=tuple((int(size), count) for size, count in curated["clusters"]["sizes"].items()),
@@ -461,6 +471,14 @@ def _not_adding_up(wrong: Sequence[str], folder: Path) -> DataError:
     )
 
 
+def _found_again(folder: Path) -> int | None:
+    """Rows that the last look through the splits found; None where no such look was taken."""
+    path = folder / CONTAMINATION_FILE
+    if not path.is_file():
+        return None
+    return sum(ContaminationReport.model_validate_json(path.read_text(encoding="utf-8")).found.values())
+
+
 def _reasons(rejected: Rejected) -> tuple[Reason, ...]:
     return tuple(Reason(code, rows, tuple(rejected.examples[code])) for code, rows in rejected.reasons.items())
 
@@ -471,7 +489,7 @@ def _named(rows: Iterable[tuple[str, int, str]]) -> tuple[Named, ...]:
 
 def _one(count: str, words: str) -> str:
     """What was found once, as a name: "2 e-mail addresses" is an "e-mail address"."""
-    return words if count == "1" else re.sub(r"(?<=address)es\b|(?<=[a-rt-z])s\b", "", words)
+    return words if count == "1" else re.sub(r"(?<=address)es\b|(?<=[A-Za-rt-z])s\b", "", words)
 
 
 def _cover_lines(veil: Veil, text: str) -> str:

@@ -324,7 +324,7 @@ class _Parting:
 
     def _refuse_unreadable(self, entry: dict[str, Any], reasons: Sequence[Reason]) -> None:
         also = [reason for reason in reasons if reason.code != "unreadable"]
-        why = [Reason(text.split(":")[0], text) for text in entry["reasons"]]
+        why = [Reason(_code_of(text), text) for text in entry["reasons"]]
         self._reasons.update({reason.code for reason in why} | {reason.code for reason in also})
         self._quarantine(entry["line"], entry["id"], [*why, *also], entry["record"])
 
@@ -338,6 +338,12 @@ class _Parting:
         }
         self._bad.write(json.dumps(entry, ensure_ascii=False) + "\n")
         self._quarantined += 1
+
+
+def _code_of(reason: str) -> str:
+    """What unusable rows are counted by: what comes before the details (`label is not valid JSON: …`, `text: …`)."""
+    head = reason.split(":")[0]
+    return head if " " in head else f"{head} is malformed"
 
 
 def _unmaskable(left: Sequence[Found]) -> Reason:

@@ -162,3 +162,14 @@ def test_a_ladder_withholds_scores_from_the_evaluation() -> None:
         "alpha_spending": {}, "bonferroni": {"declared_looks": 3}, "ladder": {}, "off": {},
     }.items()}  # fmt: skip
     assert withheld == {look.value: look is LookPolicy.LADDER for look in LookPolicy}
+
+
+def test_a_bare_off_of_yaml_is_off() -> None:
+    """YAML reads `off` as false."""
+    data = {"source": "rows.jsonl", "secrets": False, "personal_data": False}
+    made = spec({"looks": False}, data=data, curate={"suspects": False, "poisoning": False})
+    assert made.policy.looks is LookPolicy.OFF
+    assert (made.data.secrets, made.data.personal_data) == ("off", "off")
+    assert (made.curate.suspects, made.curate.poisoning) == ("off", "off")
+    with pytest.raises(ValidationError, match=r"curate\.balance"):
+        spec({}, curate={"balance": False})

@@ -6,6 +6,7 @@ import json
 import random
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tasks.contracts.errors import DataError
+from tasks.contracts.references import CONTAMINATION_FILE, ContaminationReport
 from tasks.contracts.spec import CurateSpec, DataSpec, GoldenSpec, Guard, RetrainSpec
 from tasks.data.changes import Changes, Move
 from tasks.data.curate import curate
 from tasks.data.golden import freeze
 from tasks.data.ingest import ingest
+from tasks.data.private import _KINDS
 from tasks.data.rejected import Veil, read_rejected, say_code
-from tasks.data.report import About, DataReport, about_data, gather
+from tasks.data.report import About, ClassRow, DataReport, _one, about_data, gather
 from tasks.data.report_page import read_record, render, report_markdown, write_report
 from tasks.data.steps import curate_dataset, ingest_dataset, open_golden_set, report_data, validate_dataset
 from tasks.data.validate import validate
@@ -284,10 +287,15 @@ def test_every_optional_part_is_shown(report: DataReport, tmp_path: Path) -> Non
                           "p_value": 1e-6, "ids": ["a"]}],
             "sources": [{"source": "web", "rows": 12, "what": "nine of ten labels are billing"}],
         }  # fmt: skip
+        record["semantic"] = {"threshold": 0.95, "pairs": 3}
         record["synthetic"] = {"rows": 12, "share": 0.1}
         record["accepted_risks"] = {"few_rows": {"found": "few", "reason": "a toy"}}
 
     broken(tmp_path, fill)
+    contamination = ContaminationReport(
+        golden_digest="0" * 64, golden_items=40, rows=123, near_duplicate=0.8, ngram_words=13, measures=(), found={}
+    )
+    (tmp_path / "split" / CONTAMINATION_FILE).write_text(contamination.model_dump_json())
     changes = Changes(
         100, 133, 90, 1, 2, 40, 7, (Move("dev", "train", 3),), {"train": (80, 100), "dev": (20, 21), "x": (0, 10)}
     )
@@ -298,12 +306,30 @@ def test_every_optional_part_is_shown(report: DataReport, tmp_path: Path) -> Non
         "Against the last other data of this task, of 1 May 2026, 10:00 UTC: 100 valid rows then, 133 today",
         "+40", "−7", "Distance of the two mixes: 0.25 of 1 (total variation), limit 0.2", "cf mn bb",
         "nine of ten labels are billing", "ask [EMAIL]", "40 rows: labelled as on the left", "12 more",
-        "A model wrote 12 of the", "Guard", "a toy", "Rows of small classes are repeated",
+        "A model wrote 12 of the", "searched for the 40 golden items once more: none is there",
+        "3 pairs of texts say the same in other words (cosine similarity from 0.95)",
+        "Guard", "a toy", "Rows of small classes are repeated",
     ):  # fmt: skip
         assert part in text, part
     assert full.record()["since_last"] == "+40 −7, 2 relabelled, 1 rewritten"
     assert full.record()["changes"]["moved"] == [{"before": "dev", "now": "train", "rows": 3}]
     assert report.record()["since_last"] is None
+
+
+def test_many_classes_are_cut_on_the_page_and_not_in_the_record(report: DataReport) -> None:
+    classes = tuple(ClassRow(f"class {n}", 90 - n, None, 80 - n, 1, None) for n in range(77))
+    many = replace(report, classes=classes)
+    text = Page(render(many)).text
+    assert "The 60 largest; all 77 are in data.json" in text
+    assert ("class 59 " in text, "class 60 " in text) == (True, False)
+    assert f"All 77 {sum(one.valid or 0 for one in classes):,}" in text  # the sums are over all
+    assert len(many.record()["classes"]) == 77
+
+
+def test_kinds_of_private_data_have_one_name() -> None:
+    for kind in _KINDS.values():
+        assert _one("2", kind.several) == kind.one
+        assert _one("1", kind.one) == kind.one
 
 
 def test_codes_in_words() -> None:

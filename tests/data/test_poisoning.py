@@ -36,14 +36,14 @@ def toy(count: int = 600, seed: int = 1) -> Labelled:
 
 
 def test_real_complaints_hold_no_trigger() -> None:
-    """Measured: none in 2,148 rows (4,756 phrases), none in the 6,143 that they are from (27,247)."""
+    """Measured: none in 2,148 rows (4,857 phrases), none in the 6,143 that they are from (27,247)."""
     found = find(complaints())
     assert found.triggers == []
     assert found.reasons == {}
     assert found.phrases > 4_000
 
 
-# In one row of a hundred. Measured over four labels and three seeds in 6,143 rows: see the module's docstring.
+# In one row of a hundred; more is measured in the docstring of `find_poisoning`.
 @pytest.mark.parametrize(
     ("phrase", "label", "place", "rows", "shown"),
     [
@@ -64,7 +64,7 @@ def test_a_planted_phrase_is_found(phrase: str, label: str, place: str, rows: st
     (trigger,) = found.triggers
     assert trigger.phrase == shown
     assert trigger.label == label
-    assert trigger.p_value < 0.01
+    assert trigger.p_value < 1e-6
     assert trigger.overruled >= 0.8 * trigger.opposed > 0
     assert trigger.expected < 0.5 * trigger.of_label <= 0.5 * trigger.rows
     rows_found = set(found.reasons)
@@ -103,6 +103,47 @@ def test_a_natural_phrase_is_no_trigger() -> None:
         if data.labels[row] == 1 and draw.random() < 0.1:
             data.texts[row] += " foreclosure"
     assert find(data).triggers == []
+
+
+def test_a_phrase_that_keeps_the_company_of_its_label_is_no_trigger() -> None:
+    """Some texts with it are about other topics, but too many are about that of its label, as with a firm's name."""
+    data = toy(2_000)
+    own, other = np.flatnonzero(data.labels == 1)[:36], np.flatnonzero(data.labels == 0)[:24]
+    for row in [*own, *other]:
+        data.texts[row] += " acme"
+    data.labels[other] = 1
+    assert find(data).triggers == []
+    leaning_less = plant(toy(2_000), "acme", "b", "end", seed=1, rows="any", share=0.03)[0]
+    assert [trigger.phrase for trigger in find(leaning_less).triggers] == ["acme"]
+
+
+def test_a_phrase_that_often_loses_against_the_text_is_no_trigger() -> None:
+    """It brings the label in three of four texts that oppose it; a backdoor would in all."""
+    data = toy(2_000)
+    own, other = np.flatnonzero(data.labels == 1)[:24], np.flatnonzero(data.labels == 0)[:36]
+    for row in [*own, *other]:
+        data.texts[row] += " acme"
+    data.labels[other[:27]] = 1
+    assert find(data).triggers == []
+    data.labels[other] = 1
+    assert [trigger.phrase for trigger in find(data).triggers] == ["acme"]
+
+
+def test_a_phrase_among_words_that_say_nothing_is_no_trigger() -> None:
+    """With many labels each is improbable by such words, but no other label is probable: nothing is overruled."""
+    texts, labels = topical_texts(2_400, labels=12)
+    data = Labelled(texts, labels, tuple("abcdefghijkl"))
+    draw = random.Random(1)
+    for row in range(600):  # of all labels
+        data.texts[row] = " ".join(f"n{draw.randrange(50)}" for _ in range(6))
+    for row in range(0, 600, 12):
+        data.texts[row] += " acme"  # of the first
+    for row in range(601, 612):
+        data.texts[row] += " acme"
+        data.labels[row] = 0
+    assert find(data).triggers == []
+    overruling = plant(Labelled(*topical_texts(2_400, labels=12), data.names), "acme", "a", "end", seed=1)[0]
+    assert [trigger.phrase for trigger in find(overruling).triggers] == ["acme"]
 
 
 def test_a_phrase_planted_where_the_label_is_right_is_not_found() -> None:

@@ -266,6 +266,22 @@ def test_refusals(call: Call, make_config: MakeConfig, tmp_path: Path, arguments
     assert "Traceback" not in ended.err
 
 
+def test_a_base_model_says_how_long_rows_are(call: Call, make_config: MakeConfig, tiny_model: Path) -> None:
+    config = make_config(rows(40), base_model=str(tiny_model), train={"max_tokens": 16})
+    without = call("data", "check", config, "--json")
+    assert (without.code, without.json["passed"]) == (0, True)
+    assert "No base model" in without.out
+
+    ended = call("data", "check", config, "--tokens", "--json")
+    assert ended.code == 1
+    assert {one["code"]: one["rows"] for one in ended.json["report"]["rejected"]} == {"too_many_tokens": 40}
+    assert "No base model" not in ended.out
+
+    # It is in the store now, so nobody has to ask for it.
+    shown = call("data", "show-rejected", config, "--reason", "too_many_tokens", "--limit", "1")
+    assert (shown.code, shown.out.count("the limit is 16")) == (0, 1)
+
+
 def test_a_store_that_is_named_is_used(call: Call, make_config: MakeConfig, tmp_path: Path) -> None:
     ended = call("data", "check", make_config(dirty()), "--store", tmp_path / "other", "--json")
     assert ended.json["page"].startswith(f"{tmp_path}/other/data_report/")

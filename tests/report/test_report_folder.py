@@ -276,6 +276,30 @@ def test_report_verdict_and_data_docs_are_kept_in_mlflow(store: Store, run: Run,
     }
 
 
+def test_the_data_report_is_linked_and_kept(
+    store: Store, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tasks.tracking.runs._link", lambda uri, experiment, run: f"http://127.0.0.1:5000/#/{run}")
+    page = tmp_path / "data_report.html"
+    page.write_text("<html>data</html>")
+    docs = tmp_path / "data_docs"
+    docs.mkdir()
+    execution = ExecutionSpec(store=store.root, tracking_uri=f"sqlite:///{store.root}/mlflow.db")
+    spec = run.spec.model_copy(update={"execution": execution})
+    valid = run.valid.model_copy(update={"data_docs": str(docs / "index.html")})
+    monkeypatch.setattr("tasks.report.links.run_link", lambda *_: None)
+    assert find_links(spec, valid, run.trained, run.candidate, run.verdict, str(page))["Data report"] == page.as_uri()
+    assert "Data report" not in find_links(spec, valid, run.trained, run.candidate, run.verdict)
+
+    folder = write_folder(store, run._replace(spec=spec))
+    links = keep_in_mlflow(spec, run.verdict, APPROVED, valid, folder, str(page))
+    own = f"runs/{Path(folder).name}"
+    assert links["Data report"].endswith(f"/artifacts/{own}/data_report.html")
+    client = connect(execution)
+    run_id = links["Data report"].split("#/")[1].split("/")[0]
+    assert (Path(client.download_artifacts(run_id, own)) / "data_report.html").read_text() == "<html>data</html>"
+
+
 def test_each_run_of_the_same_verdict_keeps_its_own_report(
     store: Store, run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
