@@ -91,3 +91,14 @@ def test_a_missing_column_is_told_with_those_that_the_likeliest_delimiter_gives(
 def test_a_table_without_rows(content: str, out: Path) -> None:
     with pytest.raises(DataError, match="The data source holds no rows"):
         run(content, out)
+
+
+def test_the_limit_on_a_field_is_not_changed_for_others(tmp_path: Path) -> None:
+    import csv
+
+    usual = csv.field_size_limit()
+    (tmp_path / "rows.csv").write_text("text,label\n" + "x" * (usual + 10) + ",a\n")
+    (tmp_path / "raw").mkdir()
+    data = DataSpec(source=str(tmp_path / "rows.csv"))
+    assert ingest(data, TaskKind.CLASSIFY, tmp_path / "raw") == (1, 0)
+    assert csv.field_size_limit() == usual

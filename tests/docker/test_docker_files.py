@@ -334,6 +334,7 @@ def test_volumes_of_a_plain_user_are_made_for_it() -> None:
 
 # Read by the code, but not for a container to set.
 NOT_IN_COMPOSE = {
+    "OPENAI_KEY",  # no variable: what a key of OpenAI is called when one is found in a row
     "GOLDGATE_TETHERED",  # the launcher of a training sets it for its child
     "GOLDGATE_VLLM_ENV",  # the workers' image has no vLLM; a spec names the service's URL instead
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from tasks.contracts.errors import DataError
@@ -23,16 +24,24 @@ class _Header(NamedTuple):
     delimiter: str
 
 
+@contextmanager
+def _long_fields() -> Iterator[None]:
+    """The csv module's limit of 128 KB a field is process-wide: here our own on rows counts, elsewhere the old one."""
+    usual = csv.field_size_limit(record.MAX_ROW_BYTES)
+    try:
+        yield
+    finally:
+        csv.field_size_limit(usual)
+
+
 def read_csv(part: Part, columns: Columns, digests: dict[str, str]) -> Iterator[tuple[Record, int]]:
     """Records, each with how many bytes of the part are read. Rows without a cell are blank lines.
 
     Raises:
         DataError: it cannot be read, or a row is too long, not UTF-8, or has more or fewer cells than the header.
     """
-    # The csv module's limit of 128 KB a field is process-wide; our own is the one that counts.
-    csv.field_size_limit(record.MAX_ROW_BYTES)
     position = 0
-    with open_part(part, digests) as (stream, raw):
+    with open_part(part, digests) as (stream, raw), _long_fields():
         last = ""
 
         def lines() -> Iterator[str]:
