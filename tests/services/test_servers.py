@@ -122,11 +122,15 @@ def toy_project(folder: Path) -> Path:
     }
     config.write_text(yaml.safe_dump(example))
     freeze(load_spec(config, [f"execution.store={folder / 'store'}"]))
+    synthesis = folder / "synthesize.yaml"
+    teacher = {"url": "http://127.0.0.1:9/v1", "model": "nobody"}  # deployed, and not started here
+    synthesis.write_text(yaml.safe_dump({"task_from": config.name, "teacher": teacher, "fill_classes_to": 10}))
 
     ours = yaml.safe_load((services.DEPLOYMENTS / "prefect.yaml").read_text())
     for deployment in ours["deployments"]:
         for step in deployment.get("build", []):
-            step["goldgate.presets.load"]["config"] = str(config)
+            ((loader, arguments),) = step.items()
+            arguments["config"] = str(config if loader == "goldgate.presets.load" else synthesis)
     path = folder / "prefect.yaml"
     path.write_text(yaml.safe_dump(ours))
     return path
@@ -179,7 +183,7 @@ def test_deploying_again_changes_nothing(world: World) -> None:
         )
 
     before = everything()
-    assert [len(part) for part in before] == [5, 2, 2, 1]
+    assert [len(part) for part in before] == [6, 2, 2, 1]
     environment = services.worker_environment(world.services, os.environ)
     prefect_file = world.store.parent / "prefect.yaml"
     services.deploy(world.services.prefect_url, environment, prefect_file, world.store / "logs" / "again.log")
