@@ -132,7 +132,7 @@ def curate(
             "golden": _classes_of(index, task),
         }
         drift = _drift(classes["kept"], classes["golden"], task)
-        findings = check_guards(classes["train"], classes["dev"], drift, task, learning_rate, spec)
+        findings = check_guards(classes["train"], classes["dev"], drift or 0.0, task, learning_rate, spec)
 
         written = _write_train(folder / TRAIN, reader, parts.train, balanced)
         _write_dev(folder / DEV, reader, parts.dev)
@@ -157,7 +157,7 @@ def curate(
         "synthetic": _synthetic(table, parts.train),
         "clusters": _clusters(table, free, found.clusters),
         "balance": {"by": spec.balance.value, "classes": balanced.effect},
-        "label_drift": round(drift, 4),
+        "label_drift": None if drift is None else round(drift, 4),
         "accepted_risks": {
             finding.guard.value: {"found": finding.found, "reason": spec.accept_risks[finding.guard]}
             for finding in findings
@@ -223,10 +223,10 @@ def _with_golden(table: RowTable, golden: GoldenIndex | None) -> list[Removed]:
     return find_overlaps(table, golden) if golden is not None else []
 
 
-def _drift(rows: Mapping[str, int], golden: Mapping[str, int], task: TaskSpec) -> float:
-    """Distance of the label mixes; 0 for a golden set so small that its mix is a matter of luck, or without labels."""
+def _drift(rows: Mapping[str, int], golden: Mapping[str, int], task: TaskSpec) -> float | None:
+    """Distance of the label mixes; None without labels, or for a golden set so small that its mix is a matter of luck."""
     enough = task.kind is TaskKind.CLASSIFY and sum(golden.values()) >= _ITEMS_FOR_DRIFT
-    return label_drift(rows, golden) if enough else 0.0
+    return label_drift(rows, golden) if enough else None
 
 
 def _look_for_golden(

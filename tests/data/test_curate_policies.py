@@ -243,7 +243,7 @@ def test_a_label_mix_far_from_the_golden_sets_stops_the_run(tmp_path: Path) -> N
     splits = run(tmp_path, records, golden, max_label_drift=0.31)
     assert splits.report["label_drift"] == pytest.approx(0.3)
     small = run(tmp_path, records, golden[:40])
-    assert small.report["label_drift"] == 0.0, "the mix of forty items is a matter of luck"
+    assert small.report["label_drift"] is None, "the mix of forty items is a matter of luck"
 
 
 # -- counts -----------------------------------------------------------------------------------------------------------
