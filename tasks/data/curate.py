@@ -224,7 +224,7 @@ def _with_golden(table: RowTable, golden: GoldenIndex | None) -> list[Removed]:
 
 
 def _drift(rows: Mapping[str, int], golden: Mapping[str, int], task: TaskSpec) -> float | None:
-    """Distance of the label mixes; None without labels, or for a golden set so small that its mix is a matter of luck."""
+    """Distance of the label mixes; None without labels, or for a golden set so small that its mix is luck."""
     enough = task.kind is TaskKind.CLASSIFY and sum(golden.values()) >= _ITEMS_FOR_DRIFT
     return label_drift(rows, golden) if enough else None
 
