@@ -104,11 +104,11 @@ def measure_stages(work: Path, sizes: list[int]) -> list[dict[str, Any]]:
 
 def measure_peers(work: Path, sizes: list[int]) -> list[dict[str, Any]]:
     """Duplicates among the same rows by Goldgate and by the peers, one after the other."""
-    from bench.data.environment import ask_peer, make_environment, make_parts
+    from bench.data.environment import ask_peer, make_parts, peers_python
     from bench.data.score import read_flagged, read_truth, score_duplicates
     from bench.data.watch import watch
 
-    make_environment()
+    peers_python()
     model = static_model(work)
     found = []
     for count in sizes:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from bench.data.make_rows import MAX_CHARACTERS, ROWS
 from bench.data.watch import Watched, watch
+from bench.venv import make_environment
 
 HERE = Path(__file__).parent
 BUILD = HERE.parents[1] / "build"
@@ -17,14 +16,9 @@ VENV = BUILD / "bench-data-peers"
 _PARTS = 2
 
 
-def make_environment() -> Path:
+def peers_python() -> Path:
     """The peers' Python, in an environment made anew where `peers.txt` is newer."""
-    python, wanted, ready = VENV / "bin" / "python", HERE / "peers.txt", VENV / ".ready"
-    if not ready.exists() or ready.stat().st_mtime < wanted.stat().st_mtime:
-        subprocess.run([sys.executable, "-m", "venv", "--clear", str(VENV)], check=True)
-        subprocess.run([str(python), "-m", "pip", "install", "--quiet", "-r", str(wanted)], check=True)
-        ready.touch()
-    return python
+    return make_environment(VENV, HERE / "peers.txt")
 
 
 def make_parts(folder: Path) -> Path:
@@ -47,6 +41,6 @@ def make_parts(folder: Path) -> Path:
 def ask_peer(tool: str, parts: Path, beside: Path, options: dict[str, Any]) -> tuple[dict[str, Any], Watched]:
     """What a peer took out, and what that took."""
     out = parts.parent / f"{tool}.json"
-    command = [make_environment(), HERE / "peers.py", tool, parts, beside, out, json.dumps(options)]
+    command = [peers_python(), HERE / "peers.py", tool, parts, beside, out, json.dumps(options)]
     watched = watch([str(part) for part in command])
     return json.loads(out.read_text(encoding="utf-8")), watched

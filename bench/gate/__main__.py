@@ -19,7 +19,7 @@ PARTS = ("calibrate", "power", "speed")
 
 def main() -> None:
     """Measure, write results.json, fill in the tables of README.md."""
-    from bench.gate.environment import make_environment
+    from bench.gate.environment import peers_python
     from bench.gate.tables import all_tables, fill
 
     parser = argparse.ArgumentParser(prog="python -m bench.gate", description=__doc__)
@@ -30,7 +30,7 @@ def main() -> None:
     parts = asked.parts or list(PARTS)
     if unknown := set(parts) - set(PARTS):
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
-    make_environment()
+    peers_python()
     results: dict[str, Any] = {}
     kept = HERE / "results.json"
     if kept.exists():

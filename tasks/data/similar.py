@@ -47,6 +47,11 @@ def identity_of(normalised: str) -> bytes:
     return hashlib.blake2b(normalised.encode(), digest_size=16).digest()
 
 
+def hash64(text: str) -> int:
+    """64 bits that stand for a text wherever it came from, half surrogate pairs included."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
 class WordHasher:
     """Normalised texts as 64-bit word hashes; a word is hashed once for all texts.
 
@@ -65,7 +70,7 @@ class WordHasher:
             if value is None:
                 word = raw.strip(_EDGES)
                 # 0 stands for punctuation alone; no word hashes to it in practice.
-                value = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=8).digest(), "little") if word else 0
+                value = hash64(word) if word else 0
                 if len(known) >= _KNOWN_WORDS:
                     known.clear()
                 known[raw] = value

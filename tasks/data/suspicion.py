@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from tasks.contracts.spec import CurateSpec, PoisonPolicy, SuspectPolicy, TaskKi
 from tasks.data.duplicates import Removed
 from tasks.data.out_of_fold import predict_out_of_fold, read_words
 from tasks.data.poisoning import Poisoning, find_poisoning
-from tasks.data.private import build_scanner, mask_text
+from tasks.data.rejected import Veil
 from tasks.data.suspects import Suspects, find_suspects, weigh_down
 from tasks.data.table import RowReader, RowTable
 
@@ -21,7 +21,6 @@ PLANTED = "planted"
 SUSPECT = "suspect_label"
 _SHOWN = 50  # suspects that the report shows
 _SAID = 5  # findings and rows that a message names
-_LONG = 200  # characters of a text in the report
 
 
 class Suspicion(NamedTuple):
@@ -142,7 +141,7 @@ def _described(
 ) -> dict[str, Any]:
     names = table.stratum_names
     shown = []
-    show = _safe_text()
+    veil = Veil()  # a report goes to more people than the data
     for one in found.found[:_SHOWN]:
         row = reader.row(int(kept[one.position]))
         shown.append(
@@ -153,7 +152,7 @@ def _described(
                 "suggested": names[one.suggested],
                 "p_given": round(one.p_given, 3),
                 "p_suggested": round(one.p_suggested, 3),
-                "text": show(row.text),
+                "text": veil.cover(row.text),
             }
         )
     return {
@@ -164,14 +163,3 @@ def _described(
         "unjudged": found.unjudged,
         "top": shown,
     }
-
-
-def _safe_text() -> Callable[[str], str]:
-    """Shortens a text, and masks what is private in it whatever the policy: a report goes to more people than data."""
-    scan = build_scanner(secrets=True, personal=True)
-
-    def show(text: str) -> str:
-        masked = mask_text(text, scan)
-        return masked if len(masked) <= _LONG else masked[:_LONG] + "…"
-
-    return show

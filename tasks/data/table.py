@@ -6,7 +6,6 @@ and so do the shingles of each text.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -30,6 +29,7 @@ from tasks.data.similar import (
     Sketch,
     WordHasher,
     concatenate,
+    hash64,
     ngrams,
     normalise,
     sketch,
@@ -235,16 +235,12 @@ class _Reader:
             lengths=np.array([len(line) for line in batch.lines], dtype=np.int32),
             lines=np.array([row.line for row in rows], dtype=np.int32),
             content=np.frombuffer(hashes, dtype=">u8").astype(np.uint64).reshape(len(rows), 4),
-            targets=np.array([_hash64(row.target) for row in rows], dtype=np.uint64),
+            targets=np.array([hash64(row.target) for row in rows], dtype=np.uint64),
             synthetic=np.array([row.synthetic for row in rows], dtype=np.bool_),
             run_hits=hits,
             run_owners=owners,
             sketch=sketch(normalised, words, self._banding),
         )
-
-
-def _hash64(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 class _Codes:

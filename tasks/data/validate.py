@@ -6,7 +6,6 @@ judges a frame of facts at a time, and memory holds one frame, two numbers a row
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import tempfile
@@ -31,6 +30,7 @@ from tasks.data.ingest import ROWS, UNREADABLE
 from tasks.data.language import check_languages
 from tasks.data.parallel import map_batches, processes_for, read_lines
 from tasks.data.private import Found, describe
+from tasks.data.similar import hash64
 from tasks.data.suites import Reason, SuiteTotals, run_suite, write_pages
 from tasks.data.tokens import TokenLimit
 
@@ -202,7 +202,7 @@ class _FactFile:
             for columns in batches:
                 out.write_batch(pa.RecordBatch.from_pydict(dict(columns), schema=self._schema))
                 pairs = [
-                    (_hash64(row_id or ""), int(content, 16))
+                    (hash64(row_id or ""), int(content, 16))
                     for row_id, content in zip(columns["id"], columns["content"], strict=True)
                 ]
                 hashes.append(np.array(pairs, dtype=np.uint64).reshape(-1, 2))
@@ -227,10 +227,6 @@ def _frame(batches: Sequence[pa.RecordBatch]) -> pd.DataFrame:
     # Objects with None, as Great Expectations' pandas engine expects them.
     frame = pa.Table.from_batches(batches).to_pandas()
     return frame.astype({name: object for name, kind in COLUMNS.items() if kind == "string"})
-
-
-def _hash64(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
 
 
 def _name_rows_that_differ(ids: NDArray[np.uint64]) -> NDArray[np.bool_]:
