@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import flow
 from prefect.client.schemas.objects import State
 
+from flows.prefer import prefer_further
 from flows.train import train_where_told
 from tasks.contracts.references import Approval, RunResult, TrainRequest
 from tasks.contracts.spec import Override, RetrainSpec
@@ -26,7 +27,7 @@ from tasks.evaluation.steps import (
 from tasks.gate.steps import certify_promotion, check_budget, check_gate, decide_release, judge
 from tasks.registry.steps import find_system_to_beat, register_champion, release_of_baseline
 from tasks.report.steps import named_state, publish_verdict, write_run_folder
-from tasks.training.steps import fetch_base_model
+from tasks.training.steps import check_training_device, fetch_base_model
 
 
 @flow(name="retrain", flow_run_name="retrain {spec.name}", persist_result=False)
@@ -46,6 +47,7 @@ def retrain(spec: RetrainSpec, override: Override | None = None, approval: Appro
     suites = open_suites(spec)
     check_gate(golden, spec)
     check_engine_is_there(asked, spec.base_model)
+    check_training_device(spec)
     raw = ingest_dataset(spec)
     base = fetch_base_model(spec)  # its tokenizer says how long a row is
     valid = validate_dataset(raw, base, spec)
@@ -54,6 +56,8 @@ def retrain(spec: RetrainSpec, override: Override | None = None, approval: Appro
 
     check_budget(golden, splits, base, spec)
     trained = train_where_told(TrainRequest.of(spec, splits, base))
+    if spec.preference is not None:
+        trained = prefer_further(trained, splits, base, spec)
 
     candidate = candidate_system(trained, spec)
     baseline = find_system_to_beat(trained, spec) or choose_baseline_prompt(spec, base, splits)

@@ -17,6 +17,9 @@ from tasks.runtime import say
 from tasks.training.steps import fetch_trained, find_trained, train_adapter
 
 _POLL_SECONDS = 2.0
+# A crashed run of the pools is picked up again by an automation, so many times in all and within this time.
+_ATTEMPTS = 3
+_PICK_UP_SECONDS = 60.0
 
 
 @flow(name="train", flow_run_name="train {request.name}", persist_result=False)
@@ -43,9 +46,15 @@ def train_where_told(request: TrainRequest) -> TrainedModelRef:
     )
     say("train", f"handed to {deployment}, as run {run.name}, which shows its progress: {url_for(run)}")
     with get_client(sync_client=True) as client:
-        while run.state is None or not run.state.is_final():
+        crashed = 0.0  # seconds
+        while (
+            run.state is None
+            or not run.state.is_final()
+            or (run.state.is_crashed() and 0 < run.run_count < _ATTEMPTS and crashed < _PICK_UP_SECONDS)
+        ):
             time.sleep(_POLL_SECONDS)
             run = client.read_flow_run(run.id)
+            crashed = crashed + _POLL_SECONDS if run.state is not None and run.state.is_crashed() else 0.0
     if not run.state.is_completed():
         raise TrainingError(
             f"The training run ended as {run.state.name}: {run.state.message or 'no message'}",

@@ -20,6 +20,9 @@ from typer.core import TyperGroup
 
 from goldgate.config import load_spec, parse
 from goldgate.data_commands import data_app
+from goldgate.distill import distill
+from goldgate.prefer import prefer
+from goldgate.sweep import sweep
 from goldgate.synthesize import synthesize
 from tasks.contracts.errors import GoldgateError, ServiceError, SpecError, StoreError
 from tasks.contracts.spec import EvaluationSpec, ExecutionSpec, PromptKind
@@ -232,6 +235,9 @@ def evaluate(
 
 
 app.command()(synthesize)
+app.command()(distill)
+app.command()(prefer)
+app.command()(sweep)
 
 
 @gate_app.command("judge", hidden=True)

@@ -56,6 +56,10 @@ class TrainingError(GoldgateError):
     """Training did not produce a model."""
 
 
+class PrunedError(TrainingError):
+    """Training was given up at a look, since others were better by then."""
+
+
 class EvaluationError(GoldgateError):
     """A model could not be evaluated."""
 

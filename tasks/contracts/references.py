@@ -119,10 +119,22 @@ class BaseModelRef(ArtefactRef):
     source: str
 
 
+class DevLossLimit(Frozen):
+    """Training is given up at the look number `look` (from 1) if the best dev loss so far is above `dev_loss`."""
+
+    look: int
+    dev_loss: float
+
+
 class TrainRequest(Frozen):
     """Everything that training needs, wherever it runs: the parameter of the `train` flow.
 
     `execution` says where store and tracking server are; on another machine both must be reachable there.
+
+    Attributes:
+        accept_risks: guards that are overridden, with reasons.
+        stop_above: looks at which a training that is no better than others were is given up (a sweep's pruning).
+        within: key of the MLflow run that this training's run is nested in (a sweep's); None for none.
     """
 
     name: str
@@ -131,6 +143,8 @@ class TrainRequest(Frozen):
     base: BaseModelRef
     recipe: TrainSpec
     accept_risks: dict[Guard, str] = {}
+    stop_above: tuple[DevLossLimit, ...] = ()
+    within: str | None = None
     execution: ExecutionSpec
 
     @classmethod

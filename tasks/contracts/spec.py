@@ -80,6 +80,12 @@ class Guard(StrEnum):
     SMALL_CLASS = "small_class"
     LEARNING_RATE = "learning_rate"
     LABEL_DRIFT = "label_drift"
+    LONG_ROWS = "long_rows"
+    UNSEEN_ANSWER = "unseen_answer"
+    DEV_ROWS = "dev_rows"
+    SELF_CHECK = "self_check"
+    GRADIENTS = "gradients"
+    UNCHANGED = "unchanged"
 
 
 class PrivatePolicy(StrEnum):
@@ -411,12 +417,116 @@ class CurateSpec(Frozen):
     _read_off = field_validator("suspects", "poisoning", mode="before")(_off)
 
 
+class TrainMethod(StrEnum):
+    """What is trained."""
+
+    QLORA = "qlora"
+    LORA = "lora"
+    FULL = "full"
+
+
+class TrainBackend(StrEnum):
+    """Which library holds the model while it is trained."""
+
+    TRANSFORMERS = "transformers"
+    UNSLOTH = "unsloth"
+
+
+class BaseWeights(StrEnum):
+    """How a QLoRA base is kept: in 4 bits, or written out once as the numbers that the 4 bits stand for."""
+
+    AUTO = "auto"
+    PACKED = "packed"
+    DEQUANTISED = "dequantised"
+
+
+class ComputeType(StrEnum):
+    """What matrix products are made in."""
+
+    AUTO = "auto"
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+
+
+class BatchLayout(StrEnum):
+    """How the rows of a batch lie in memory; each gives the same gradients, to rounding."""
+
+    AUTO = "auto"
+    PADDED = "padded"
+    FLAT = "flat"
+    SHARED_PREFIX = "shared_prefix"
+
+
+class Kernels(StrEnum):
+    """Which code computes adapters, norms and attention."""
+
+    AUTO = "auto"
+    PLAIN = "plain"
+    FUSED = "fused"
+    LIGER = "liger"
+
+
+class Switch(StrEnum):
+    """On, off, or whichever fits."""
+
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+class AdapterSpec(Frozen):
+    """The finer points of a LoRA adapter."""
+
+    alpha: float | None = knob(
+        0, "Scale of the adapter: it counts alpha / rank; none is twice the rank.", default=None, gt=0.0, le=4096.0
+    )
+    dropout: float = knob(1, "Share of an adapter's inputs dropped at random.", default=0.0, ge=0.0, lt=1.0)
+    targets: tuple[Annotated[str, Field(min_length=1)], ...] = knob(
+        2, "Names of the linear layers that get an adapter (such as q_proj); none is all of them.", default=()
+    )
+    rslora: bool = knob(3, "Scale by alpha / sqrt(rank) (rank-stabilised LoRA, arXiv:2312.03732).", default=False)
+    dora: bool = knob(4, "Train magnitudes apart from directions (DoRA, arXiv:2402.09353); slower.", default=False)
+
+
+class SpeedSpec(Frozen):
+    """How the training computes. Nothing here changes what is learned by more than rounding."""
+
+    base: BaseWeights = knob(
+        0,
+        "QLoRA's frozen base: packed in 4 bits, or dequantised once; auto takes packed on a GPU, dequantised on a CPU.",
+        default=BaseWeights.AUTO,
+    )
+    compute: ComputeType = knob(
+        1, "Matrix products; auto takes bfloat16 where the device multiplies it in hardware.", default=ComputeType.AUTO
+    )
+    batches: BatchLayout = knob(
+        2,
+        "padded: rows side by side. flat: one after the other, none padded. shared_prefix: flat, and what all rows of "
+        "a batch begin with is computed once.",
+        default=BatchLayout.AUTO,
+    )
+    kernels: Kernels = knob(
+        3, "plain: transformers' and peft's. fused: fewer passes over memory. liger: liger-kernel (GPU).",
+        default=Kernels.AUTO,
+    )  # fmt: skip
+    checkpointing: Switch = knob(
+        4, "Recompute activations in the backward pass; auto does so only when memory asks.", default=Switch.AUTO
+    )
+    compile: bool = knob(5, "Compile the layers (torch.compile); takes a minute to begin with.", default=False)
+
+    @field_validator("checkpointing", mode="before")
+    @classmethod
+    def _read_switch(cls, value: Any) -> Any:
+        """YAML reads a bare `on` as true and a bare `off` as false."""
+        return {True: "on", False: "off"}.get(value, value) if isinstance(value, bool) else value
+
+
 class TrainSpec(Frozen):
-    """The QLoRA recipe."""
+    """The recipe."""
 
     epochs: float = knob(0, "Passes over the training rows.", default=2.0, gt=0.0, le=50.0)
     learning_rate: float = knob(1, "Peak learning rate of the cosine schedule.", default=2e-4, gt=0.0, le=1e-2)
-    lora_rank: int = knob(2, "Rank of the LoRA adapter (alpha is twice the rank).", default=16, ge=1, le=256)
+    lora_rank: int = knob(2, "Rank of the LoRA adapter (qlora and lora).", default=16, ge=1, le=256)
     batch_size: int = knob(3, "Rows in one forward pass.", default=8, ge=1, le=512)
     gradient_accumulation: int = knob(4, "Forward passes in one optimiser step.", default=1, ge=1, le=512)
     max_tokens: int = knob(
@@ -429,6 +539,63 @@ class TrainSpec(Frozen):
     evaluations: int = knob(6, "How often the dev loss is looked at (and a checkpoint kept).", default=4, ge=1, le=100)
     patience: int = knob(7, "Looks without a better dev loss after which training stops.", default=2, ge=1, le=100)
     seed: int = knob(8, "Seed of everything random in training.", default=17, ge=0, le=2**31 - 1)
+    method: TrainMethod = knob(
+        9,
+        "qlora: an adapter on a 4-bit base. lora: an adapter on the base as it is. full: all weights, for tiny models.",
+        default=TrainMethod.QLORA,
+    )
+    adapter: AdapterSpec = knob(10, "The finer points of the adapter (qlora and lora).", default=AdapterSpec())
+    speed: SpeedSpec = knob(11, "How the training computes.", default=SpeedSpec())
+    save_every: int | None = knob(
+        12,
+        "Optimiser steps between checkpoints, the most that a killed training loses; none is a twelfth of them.",
+        default=None,
+        ge=1,
+    )
+    backend: TrainBackend = knob(
+        13, "transformers, or unsloth on a GPU that has it installed.", default=TrainBackend.TRANSFORMERS
+    )
+    trust_remote_code_of: str | None = knob(
+        14,
+        "sha256 of a base model whose own code may be run; another one's is refused.",
+        default=None,
+        pattern=r"^[0-9a-f]{40,64}$",
+    )
+
+    @model_validator(mode="after")
+    def _options_fit_method(self) -> Self:
+        if self.method is TrainMethod.FULL and self.adapter != AdapterSpec():
+            raise ValueError("method full trains no adapter; leave out `adapter`")
+        if self.method is not TrainMethod.QLORA and self.speed.base is not BaseWeights.AUTO:
+            raise ValueError("speed.base is about the 4-bit base of method qlora")
+        return self
+
+
+class PreferenceSpec(Frozen):
+    """A second stage: DPO on pairs from dev rows that the tuned model gets wrong (arXiv:2305.18290).
+
+    The right answer is chosen, the model's own rejected. Dev is parted: pairs come from one part, and what the stage
+    did is measured on the other, which it never sees.
+    """
+
+    mine_share: float = knob(
+        0, "Share of dev that pairs are mined from; the rest shows the effect.", default=0.5, gt=0.0, lt=1.0
+    )
+    min_pairs: int = knob(1, "Fewer pairs than this stop the stage.", default=8, ge=1, le=100_000)
+    beta: float = knob(
+        2, "How strongly the model is held to where it started (DPO's beta).", default=0.1, gt=0.0, le=10.0
+    )
+    learning_rate: float = knob(3, "Peak learning rate.", default=5e-5, gt=0.0, le=1e-2)
+    epochs: float = knob(4, "Passes over the pairs.", default=2.0, gt=0.0, le=50.0)
+    batch_size: int = knob(5, "Pairs in one forward pass.", default=4, ge=1, le=512)
+    answer_weight: float = knob(
+        6,
+        "Weight of the chosen answer's own likelihood beside the preference; without it both may become unlikely.",
+        default=0.2,
+        ge=0.0,
+        le=10.0,
+    )
+    seed: int = knob(7, "Seed of the split of dev and of the training.", default=17, ge=0, le=2**31 - 1)
 
 
 class EvaluateSpec(Frozen):
@@ -616,6 +783,11 @@ class ExecutionSpec(Frozen):
         "in the store.",
         default=None,
     )
+    prices: dict[str, Annotated[float, Field(ge=0.0)]] = knob(
+        4,
+        "What an hour of a device costs, by a part of its name (H200, EPYC, cpu), to say what a training costs.",
+        default_factory=dict,
+    )
 
 
 def _model_uri(uri: str) -> str:
@@ -651,7 +823,7 @@ class RetrainSpec(Frozen):
     name: str = knob(
         0, "Name of the task: the registered model and the MLflow experiment.", pattern=r"^[a-z][a-z0-9_-]{0,62}$"
     )
-    train: TrainSpec = knob(1, "The QLoRA recipe.", default=TrainSpec())
+    train: TrainSpec = knob(1, "The recipe of the training.", default=TrainSpec())
     curate: CurateSpec = knob(2, "From rows to splits.", default=CurateSpec())
     policy: Policy = knob(3, "What the gate asks.", default=Policy())
     evaluate: EvaluateSpec = knob(4, "How models are asked.", default=EvaluateSpec())
@@ -666,7 +838,10 @@ class RetrainSpec(Frozen):
     suites: tuple[SuiteSpec, ...] = knob(
         9, "Frozen sets of other tasks that the policy's guards ask about.", default=()
     )
-    execution: ExecutionSpec = knob(10, "Where things run and are kept.", default_factory=ExecutionSpec)
+    preference: PreferenceSpec | None = knob(
+        10, "A second stage of training on what the first gets wrong on dev; none leaves it out.", default=None
+    )
+    execution: ExecutionSpec = knob(11, "Where things run and are kept.", default_factory=ExecutionSpec)
 
     @model_validator(mode="after")
     def _suites_are_known(self) -> Self:

@@ -23,7 +23,7 @@ from tasks.data.draw import stratum
 from tasks.data.duplicates import Named, Removed, find_duplicates
 from tasks.data.golden import ITEMS
 from tasks.data.golden_slices import typical_of
-from tasks.data.guards import check_guards
+from tasks.data.guards import NO_LONG_ROWS, LongRows, check_guards
 from tasks.data.ingest import ROWS
 from tasks.data.meaning import Meaning, find_same_meaning
 from tasks.data.parallel import read_lines
@@ -70,12 +70,14 @@ def curate(
     learning_rate: float,
     folder: Path,
     listener: ProgressListener = ignore_progress,
+    long_rows: LongRows = NO_LONG_ROWS,
 ) -> Curated:
     """Write `train.jsonl`, `dev.jsonl`, `quarantine.jsonl`, `report.json` and `contamination.json`.
 
     Rows leave in the order of `REASONS`: rows that overlap the golden set (`golden_…`), contradictions, exact and
     near-duplicates (see `find_duplicates`), and rows over a limit. Groups stay whole and near-duplicates on one side.
     Splits go by the hash of the content, so the same content gives the same splits whatever the order of the rows.
+    `long_rows` says what the validation left out for its length, which a guard looks at.
 
     A line of the quarantine is `{"line", "id", "checks", "reasons", "record"}`. Without a golden set nothing is looked
     for in it, and `contamination.json` is not written.
@@ -132,7 +134,7 @@ def curate(
             "golden": _classes_of(index, task),
         }
         drift = _drift(classes["kept"], classes["golden"], task)
-        findings = check_guards(classes["train"], classes["dev"], drift or 0.0, task, learning_rate, spec)
+        findings = check_guards(classes["train"], classes["dev"], drift or 0.0, task, learning_rate, spec, long_rows)
 
         written = _write_train(folder / TRAIN, reader, parts.train, balanced)
         _write_dev(folder / DEV, reader, parts.dev)

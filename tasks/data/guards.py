@@ -6,20 +6,30 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from tasks.contracts.errors import DataError
+from tasks.contracts.guards import Finding, settle
 from tasks.contracts.spec import CurateSpec, Guard, TaskSpec
 
 MIN_TRAIN_ROWS = 500
 MIN_CLASS_ROWS = 10
 HIGH_LEARNING_RATE = 2e-4  # what QLoRA's authors used for models of up to 13 B parameters (arXiv:2305.14314, table 9)
 ROWS_FOR_HIGH_LEARNING_RATE = 1_000
+TOO_MANY_TOKENS = "too_many_tokens"  # how the expectation on tokens is counted (`expectations.training_rows`)
+MAX_LONG_SHARE = 0.01  # above it the model is not taught long inputs, and still meets them once it is served
 
 
-class Finding(NamedTuple):
-    """What a guard found."""
+class LongRows(NamedTuple):
+    """How many of the rows of a source are longer in tokens than training takes, and were quarantined for it."""
 
-    guard: Guard
-    found: str
-    fix: str
+    too_long: int
+    rows: int
+
+    @property
+    def too_many(self) -> bool:
+        """Whether they are more than may be left out without a word."""
+        return self.too_long > MAX_LONG_SHARE * self.rows
+
+
+NO_LONG_ROWS = LongRows(0, 0)  # also where no base model has said how long rows are
 
 
 def check_guards(
@@ -29,6 +39,7 @@ def check_guards(
     task: TaskSpec,
     learning_rate: float,
     spec: CurateSpec,
+    long_rows: LongRows = NO_LONG_ROWS,
 ) -> list[Finding]:
     """The guards that object and are overridden.
 
@@ -39,6 +50,7 @@ def check_guards(
         task: its labels.
         learning_rate: the recipe's.
         spec: limits and overrides.
+        long_rows: what was left out for its length.
 
     Raises:
         DataError: a label has no training row, or a guard objects and `accept_risks` has no reason for it.
@@ -53,6 +65,15 @@ def check_guards(
                 fix="add rows with this label, or take it out of `task.labels` and freeze a golden set without it",
             )
     findings = []
+    if long_rows.too_many:
+        findings.append(
+            Finding(
+                Guard.LONG_ROWS,
+                f"{long_rows.too_long:,} of {long_rows.rows:,} rows ({long_rows.too_long / long_rows.rows:.1%}) are "
+                f"longer in tokens than training takes, more than {MAX_LONG_SHARE:.0%}, and are left out",
+                "raise `train.max_tokens`, or shorten these rows in the source the way inputs will be shortened later",
+            )
+        )
     if rows < MIN_TRAIN_ROWS:
         findings.append(
             Finding(
@@ -91,11 +112,4 @@ def check_guards(
                 "teach: freeze a new one, or raise `curate.max_label_drift`",
             )
         )
-    for finding in findings:
-        if finding.guard not in spec.accept_risks:
-            raise DataError(
-                f"This run would likely disappoint: {finding.found}.",
-                where=f"guard {finding.guard.value}",
-                fix=f"{finding.fix}; or give a reason in `curate.accept_risks.{finding.guard.value}`",
-            )
-    return findings
+    return settle(findings, spec.accept_risks, DataError)

@@ -145,17 +145,20 @@ def curate_dataset(valid: ValidDatasetRef, golden: GoldenSetRef | None, spec: Re
     Without a golden set nothing is looked for in it, and the splits can be looked at but not trained on.
     """
     from tasks.data.curate import curate
-    from tasks.data.guards import HIGH_LEARNING_RATE
+    from tasks.data.guards import HIGH_LEARNING_RATE, TOO_MANY_TOKENS, LongRows
     from tasks.data.meaning import digest_model
 
     store = open_store(spec.execution)
     found = store.open(valid.uri)
     rate = spec.train.learning_rate
+    long_rows = LongRows(found.manifest.facts["reasons"].get(TOO_MANY_TOKENS, 0), valid.rows + valid.quarantined)
     config = {
         "task": {"kind": spec.task.kind, "labels": spec.task.labels},
         "curate": spec.curate.model_dump(mode="json", exclude={"semantic_model"}),
         "high_learning_rate": rate > HIGH_LEARNING_RATE,  # all that the splits depend on
     }
+    if long_rows.too_many:  # what the guard objects to, or is told to let pass
+        config["long_rows"] = long_rows._asdict()
     # The rows alone: the result of a validation holds the time at which it was made.
     inputs = {"rows": found.manifest.files["rows.jsonl"].sha256}
     inputs |= {"golden": golden.digest} if golden is not None else {}
@@ -165,7 +168,7 @@ def curate_dataset(valid: ValidDatasetRef, golden: GoldenSetRef | None, spec: Re
     with progress_of("curate") as listener:
 
         def make(folder: Path) -> dict[str, object]:
-            counts = curate(store.files(found), golden, spec.task, spec.curate, rate, folder, listener)
+            counts = curate(store.files(found), golden, spec.task, spec.curate, rate, folder, listener, long_rows)
             return counts._asdict() | {"name": spec.name}
 
         artefact = store.produce("curate", _CURATE_VERSION, config, inputs, make)

@@ -14,7 +14,9 @@ from tasks.contracts.rows import Row, read_rows
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-WEIGHT = "weight"  # the column of a weighted dataset
+# Columns of a dataset beside `input_ids`.
+ANSWER_TOKENS = "answer_tokens"
+WEIGHT = "weight"
 
 
 class Example(NamedTuple):
@@ -118,15 +120,13 @@ def sum_up_weights(weights: Sequence[float] | None) -> WeightFacts:
 
 
 def as_columns(examples: Sequence[Example], weights: Sequence[float] | None = None) -> dict[str, list[Any]]:
-    """The examples as SFTTrainer reads them: `completion_mask` is 1 on the answer's tokens.
+    """The examples as columns of a dataset: `input_ids` and `answer_tokens`.
 
     With `weights`, one for each example, there is a column `weight` too; without them there is none.
     """
     columns: dict[str, list[Any]] = {
         "input_ids": [example.input_ids for example in examples],
-        "completion_mask": [
-            [0] * (len(example.input_ids) - example.answer_tokens) + [1] * example.answer_tokens for example in examples
-        ],
+        ANSWER_TOKENS: [example.answer_tokens for example in examples],
     }
     return columns if weights is None else columns | {WEIGHT: list(weights)}
 

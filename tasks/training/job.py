@@ -15,6 +15,7 @@ RESULT = "result.json"
 ERROR = "error.json"
 PROGRESS = "progress.json"
 SUMMARY = "summary.json"
+CANNOT_WRITE = 74  # exit code (EX_IOERR) of a worker that cannot even write `error.json`
 OUT_OF_MEMORY_FIX = (
     "halve `train.batch_size` and double `train.gradient_accumulation` (the same training with less memory), "
     "lower `data.max_characters`, or free memory; the next run goes on from the last checkpoint"
@@ -32,6 +33,7 @@ class TrainJob(Frozen):
         dev_file: dev rows.
         scratch: folder for checkpoints, progress and log; outlives a killed process.
         out: folder for what is made: `adapter/`, `merged/`, `curves.jsonl`, `summary.json`.
+        halve_batches: how often the batch is halved, since the whole one did not fit into memory (`shrink_batch`).
     """
 
     request: TrainRequest
@@ -41,6 +43,7 @@ class TrainJob(Frozen):
     dev_file: Path
     scratch: Path
     out: Path
+    halve_batches: int = 0
 
 
 class TrainResult(Frozen):
@@ -61,6 +64,7 @@ class TrainResult(Frozen):
     stopped_early: bool
     mlflow_run_id: str
     mlflow_url: str | None
+    halve_batches: int = 0
 
     def sentence(self) -> str:
         """The result in one line."""
@@ -73,13 +77,42 @@ class TrainResult(Frozen):
         ]
         if self.resumed_from_step:
             parts.append(f"went on from step {self.resumed_from_step}")
+        if self.halve_batches:
+            parts.append("with half the batch, after running out of memory")
         return ", ".join(parts)
 
 
-def write_whole(path: Path, text: str) -> None:
-    """Write a file so that a reader sees all of it or none."""
+class Preempted(KeyboardInterrupt):
+    """Training was told to stop, and did so after a step whose checkpoint it kept. An interrupt, not a failure."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"told to stop; did so after step {step}, whose checkpoint is kept")
+        self.step = step
+
+
+def shrink_batch(batch_size: int, accumulation: int, halvings: int) -> tuple[int, int]:
+    """A smaller batch and more of them: the same rows in each optimiser step, with less memory.
+
+    A halving takes the largest divisor of the batch that is at most half of it, so that batches share a step's rows
+    evenly; a batch of one row stays as it is.
+
+    Returns:
+        Rows in a batch, batches in a step; their product stays.
+    """
+    for _ in range(halvings):
+        smaller = next((size for size in range(batch_size // 2, 0, -1) if batch_size % size == 0), batch_size)
+        batch_size, accumulation = smaller, accumulation * (batch_size // smaller)
+    return batch_size, accumulation
+
+
+def write_whole(path: Path, text: str, *, flush: bool = False) -> None:
+    """Write a file so that a reader sees all of it or none; with `flush`, also after a power cut."""
     part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
+    with part.open("w", encoding="utf-8") as out:
+        out.write(text)
+        if flush:
+            out.flush()
+            os.fsync(out.fileno())
     part.replace(path)
 
 

@@ -5,58 +5,93 @@ from __future__ import annotations
 import fcntl
 import importlib
 import json
+import logging
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-from tasks.contracts.errors import GoldgateError, TrainingError
+from tasks.contracts.errors import GoldgateError, StoreError, TrainingError
 from tasks.contracts.progress import Progress, ProgressListener
-from tasks.training.job import ERROR, OUT_OF_MEMORY_FIX, PROGRESS, RESULT, TrainJob, TrainResult, read_progress
-from tasks.training.tether import TETHERED
+from tasks.training import launcher
+from tasks.training.job import (
+    CANNOT_WRITE,
+    ERROR,
+    OUT_OF_MEMORY_FIX,
+    PROGRESS,
+    RESULT,
+    TrainJob,
+    TrainResult,
+    read_progress,
+)
 
+log = logging.getLogger("goldgate.training")
+
+LOG = "worker.log"
+_PREVIOUS_LOG = "worker.previous.log"
 _POLL_SECONDS = 0.3
-_GRACE_SECONDS = 10.0  # for the process to close its MLflow run after an interrupt
+_GRACE_SECONDS = 60.0  # for a step, a checkpoint and the end of the MLflow run, after an interrupt
 _TAIL_LINES = 12
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # as subprocess, and as a shell or launcher reports it
+_TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
+_SMALLER = "It ran out of memory; training again with half the batch and twice the accumulation"
 
 
 def run_training(job: TrainJob, listener: ProgressListener) -> TrainResult:
     """Train in a process of its own, or several, one for each CUDA device.
 
+    Out of memory, it is tried once more with half the batch and twice the accumulation, which is the same training.
+
     Raises:
         TrainingError: another process trains in the same scratch folder, or training ended without a result.
+        StoreError: the scratch folder cannot be written.
         GoldgateError: whatever the training process refused, as it said it.
     """
-    job.scratch.mkdir(parents=True, exist_ok=True)
+    with _said_if_unusable(job.scratch):
+        job.scratch.mkdir(parents=True, exist_ok=True)
     with _locked(job.scratch) as lock:
+        try:
+            return _train_once(job, lock, listener)
+        except GoldgateError as refusal:
+            smaller = _with_half_the_batch(job)
+            if smaller is None:
+                raise
+            log.warning("%s (%s)", _SMALLER, refusal.what)
+        listener(Progress(0, 1, "steps", _SMALLER))
+        return _train_once(smaller, lock, listener)
+
+
+def _train_once(job: TrainJob, lock: int, listener: ProgressListener) -> TrainResult:
+    worker_log = job.scratch / LOG
+    with _said_if_unusable(job.scratch):
         for name in (RESULT, ERROR, PROGRESS):
             (job.scratch / name).unlink(missing_ok=True)
-        spec = job.scratch / "spec.json"
-        spec.write_text(job.model_dump_json(indent=2), encoding="utf-8")
-        log = job.scratch / "worker.log"
-        with log.open("ab") as out:
-            process = subprocess.Popen(
-                [*_launcher(), "-m", "tasks.training.worker", str(spec)],
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=subprocess.STDOUT,
-                env=_environment(),
-                pass_fds=[lock],  # the lock is held until the last process of this training is gone
-            )
+        (job.scratch / launcher.SPEC).write_text(job.model_dump_json(indent=2), encoding="utf-8")
+        with suppress(FileNotFoundError):
+            worker_log.replace(job.scratch / _PREVIOUS_LOG)  # what is said of an end is read in the log of that end
+    with worker_log.open("wb") as out:
+        process = subprocess.Popen(
+            launcher.command(job, os.getpid(), os.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=launcher.worker_environment(os.environ),
+            pass_fds=[lock],  # the lock is held until the last process of this training is gone
+            process_group=0,  # Ctrl-C in a terminal reaches this process alone, which then ends the training in order
+        )
+    try:
         listener(Progress(0, 1, "steps", "loading the base model"))
-        try:
-            code = _wait(process, job.scratch, listener)
-        except BaseException:
-            _end(process)
-            raise
-        if code == 0 and (job.scratch / RESULT).exists():
-            return TrainResult.model_validate_json((job.scratch / RESULT).read_text(encoding="utf-8"))
-        raise reason_of(code, job.scratch, log)
+        code = _wait(process, job.scratch, listener)
+    except BaseException:
+        _end(process, job.scratch, listener)
+        raise
+    if code == 0 and (job.scratch / RESULT).exists():
+        return TrainResult.model_validate_json((job.scratch / RESULT).read_text(encoding="utf-8"))
+    raise reason_of(code, job.scratch, worker_log)
 
 
 def _wait(process: subprocess.Popen[bytes], scratch: Path, listener: ProgressListener) -> int:
@@ -72,67 +107,92 @@ def _wait(process: subprocess.Popen[bytes], scratch: Path, listener: ProgressLis
         time.sleep(_POLL_SECONDS)
 
 
-def _end(process: subprocess.Popen[bytes]) -> None:
+def _end(process: subprocess.Popen[bytes], scratch: Path, listener: ProgressListener) -> None:
+    """Ask the training to end, which keeps a checkpoint first; a second interrupt, or a minute, ends it at once."""
+    if process.poll() is not None:
+        return
     process.terminate()
+    note = f"saving a checkpoint before it ends (at most {_GRACE_SECONDS:.0f} s); interrupt again to end at once"
+    log.warning("stopping the training: %s", note)
+    with suppress(Exception):  # whatever is wrong with the listener, the training has to be ended
+        listener((read_progress(scratch) or Progress(0, 1, "steps", ""))._replace(note=note))
     try:
         process.wait(_GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
+    except BaseException as error:
         process.kill()
         process.wait()
+        if not isinstance(error, subprocess.TimeoutExpired):
+            raise
+        log.warning("the training did not end in time and was killed; it goes on from its last checkpoint")
 
 
-def _launcher() -> list[str]:
-    devices = _cuda_devices()
-    python = [sys.executable, "-m", "tasks.training.tether", str(os.getpid())]
-    if devices < 2:
-        return python
-    return [
-        *python, "-m", "accelerate.commands.launch",
-        "--num_processes", str(devices), "--num_machines", "1", "--mixed_precision", "bf16", "--dynamo_backend", "no",
-    ]  # fmt: skip
+def _with_half_the_batch(job: TrainJob) -> TrainJob | None:
+    """The job once more with less memory; None if memory was not what ended it, or there is nothing to halve."""
+    record = _error_record(job.scratch)
+    if record is None or not record.get("out_of_memory") or job.halve_batches or job.request.recipe.batch_size < 2:
+        return None
+    return job.model_copy(update={"halve_batches": 1})
 
 
-def _cuda_devices() -> int:
-    """How many CUDA devices training may use, found without importing torch."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return len([name for name in visible.split(",") if name.strip() not in ("", "-1")])
-    driver = Path("/proc/driver/nvidia/gpus")
-    return len(list(driver.iterdir())) if driver.is_dir() else 0
+def _error_record(scratch: Path) -> dict[str, Any] | None:
+    try:
+        record: dict[str, Any] = json.loads((scratch / ERROR).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    return record
 
 
-def _environment() -> dict[str, str]:
-    return {
-        **os.environ,
-        TETHERED: "1",
-        "HF_HUB_OFFLINE": "1",  # everything is in the job's folders; nothing may be fetched behind its back
-        "HF_DATASETS_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def reason_of(code: int, scratch: Path, log: Path) -> GoldgateError:
+def reason_of(code: int, scratch: Path, worker_log: Path) -> GoldgateError:
     """Why a training process ended without a result: what it refused, or what its exit code and log say."""
-    error = scratch / ERROR
-    if error.exists():
-        record = json.loads(error.read_text(encoding="utf-8"))
+    lost = launcher.lost_process(worker_log)
+    if lost is not None:  # whatever the others say, it is what became of them after that
+        return lost
+    record = _error_record(scratch)
+    if record is not None:
+        failed = launcher.failed_process(worker_log) if record.get("interrupted") else None
+        if failed is not None:  # one of several processes failed, and the first was told to stop
+            return failed
         kind: type[GoldgateError] = getattr(importlib.import_module("tasks.contracts.errors"), record["type"])
         return kind(record["what"], where=record["where"], fix=record["fix"])
     if code in _KILLED:
         return TrainingError(
             "The training process was killed (SIGKILL), most likely because the machine ran out of memory.",
-            where=str(log),
+            where=str(worker_log),
             fix=OUT_OF_MEMORY_FIX,
         )
+    if code in _TERMINATED:
+        return TrainingError(
+            "Training was told to stop (SIGTERM) before it took a step.",
+            where=str(scratch),
+            fix="run it again; it goes on from the last checkpoint",
+        )
+    if code == CANNOT_WRITE:
+        from tasks.training.failures import no_room
+
+        return no_room(scratch, f"the end of {worker_log.name} has more")
+    failed = launcher.failed_process(worker_log)
+    if failed is not None:
+        return failed
     tail = "\n".join(
-        f"    {line}" for line in log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+        f"    {line}" for line in worker_log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
     )
     return TrainingError(
         f"The training process ended with exit code {code} and no result. Its last words:\n{tail}",
-        where=str(log),
+        where=str(worker_log),
         fix="read the log; the next run goes on from the last checkpoint",
     )
+
+
+@contextmanager
+def _said_if_unusable(scratch: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"The folder of the training cannot be used: {error.strerror or error}",
+            where=str(error.filename or scratch),
+            fix="free space or allow writing there; the next run goes on from the last checkpoint",
+        ) from error
 
 
 @contextmanager

@@ -7,18 +7,34 @@ import random
 from collections.abc import Sequence
 
 from tasks.contracts.errors import TrainingError
-from tasks.contracts.spec import Frozen, TrainSpec
+from tasks.contracts.spec import BatchLayout, Frozen, Kernels, TrainMethod, TrainSpec
 
 WARMUP_SHARE = 0.06  # of all steps: Adam's second moments need a few steps before the full rate is safe
 WEIGHT_DECAY = 0.0  # an adapter decays towards the base model, which is where it started; early stopping guards instead
 GRADIENT_NORM = 1.0  # the customary clip; a single odd row cannot throw the adapter
-# None: dropout in front of each adapter copies the input of every linear layer, and rows are seen once or a few times;
-# the dev loss and early stopping guard against learning them by heart.
-LORA_DROPOUT = 0.0
-LORA_TARGETS = "all-linear"  # QLoRA: adapters on every linear layer are what makes 4-bit training match 16-bit
 DEV_LOSS_ROWS = 256  # enough for the dev loss to tell epochs apart; more rows would slow every look
 _CHECKPOINTS = 12  # a killed training loses at most a twelfth of its work
 _MEGABATCH = 24  # batches sorted by length together: little padding, and still a fresh mix in every epoch
+
+
+class SpeedPlan(Frozen):
+    """How a training computes, with nothing left to choose; the defaults are the plain way, on any device.
+
+    Attributes:
+        base: "packed" (4 bits), "dequantised" (the numbers that the 4 bits stand for) or "plain" (not quantised).
+        compute_dtype: "float32" or "bfloat16", of matrix products.
+        batches: how the rows of a batch lie in memory.
+        kernels: which code computes adapters, norms and attention.
+        checkpointing: whether activations are computed again in the backward pass.
+        compile: whether layers are compiled.
+    """
+
+    base: str = "dequantised"
+    compute_dtype: str = "float32"
+    batches: BatchLayout = BatchLayout.PADDED
+    kernels: Kernels = Kernels.PLAIN
+    checkpointing: bool = False
+    compile: bool = False
 
 
 class TrainPlan(Frozen):
@@ -35,8 +51,12 @@ class TrainPlan(Frozen):
         warmup_steps: steps until the peak learning rate.
         dev_rows: rows that the dev loss is taken on.
         lora_rank: rank r of the adapter.
-        lora_alpha: 2r, so that the adapter's scale (alpha / r) is 2 whatever the rank.
+        lora_alpha: the adapter counts alpha / r (with rslora alpha / sqrt(r)); 2r where the recipe says nothing.
+        lora_targets: names of the layers that get an adapter; empty for all linear ones.
+        speed: how it computes.
     """
+
+    method: TrainMethod
 
     epochs: float
     batch_size: int
@@ -48,19 +68,26 @@ class TrainPlan(Frozen):
     warmup_steps: int
     learning_rate: float
     lora_rank: int
-    lora_alpha: int
-    lora_dropout: float = LORA_DROPOUT
-    lora_targets: str = LORA_TARGETS
+    lora_alpha: float
+    lora_dropout: float
+    lora_targets: tuple[str, ...]
+    rslora: bool
+    dora: bool
     weight_decay: float = WEIGHT_DECAY
     gradient_norm: float = GRADIENT_NORM
     max_tokens: int
     patience: int
     dev_rows: int
     seed: int
+    speed: SpeedPlan
 
 
-def make_plan(recipe: TrainSpec, train_rows: int, dev_rows: int, processes: int = 1) -> TrainPlan:
+def make_plan(
+    recipe: TrainSpec, train_rows: int, dev_rows: int, processes: int = 1, speed: SpeedPlan | None = None
+) -> TrainPlan:
     """Work out the plan for so many rows, shared by so many processes (one for each device).
+
+    Without `speed`, it computes the plain way.
 
     Raises:
         TrainingError: there are no rows to train on, or none for the dev loss.
@@ -74,22 +101,29 @@ def make_plan(recipe: TrainSpec, train_rows: int, dev_rows: int, processes: int 
     rows_a_step = recipe.batch_size * recipe.gradient_accumulation * processes
     total_rows = max(1, round(train_rows * recipe.epochs))
     total_steps = math.ceil(total_rows / rows_a_step)
+    adapter = recipe.adapter
     return TrainPlan(
+        method=recipe.method,
         epochs=recipe.epochs,
         batch_size=recipe.batch_size,
         gradient_accumulation=recipe.gradient_accumulation,
         total_rows=total_rows,
         total_steps=total_steps,
         evaluation_steps=math.ceil(total_steps / recipe.evaluations),
-        checkpoint_steps=math.ceil(total_steps / _CHECKPOINTS),
+        checkpoint_steps=recipe.save_every or math.ceil(total_steps / _CHECKPOINTS),
         warmup_steps=min(math.ceil(WARMUP_SHARE * total_steps), total_steps - 1),
         learning_rate=recipe.learning_rate,
         lora_rank=recipe.lora_rank,
-        lora_alpha=2 * recipe.lora_rank,
+        lora_alpha=2 * recipe.lora_rank if adapter.alpha is None else adapter.alpha,
+        lora_dropout=adapter.dropout,
+        lora_targets=adapter.targets,
+        rslora=adapter.rslora,
+        dora=adapter.dora,
         max_tokens=recipe.max_tokens,
         patience=recipe.patience,
         dev_rows=min(dev_rows, DEV_LOSS_ROWS),
         seed=recipe.seed,
+        speed=speed or SpeedPlan(),
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,15 +13,15 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.contracts.errors import TrainingError
 from tasks.contracts.references import BaseModelRef, TrainedModelRef, TrainRequest
-from tasks.contracts.spec import RetrainSpec
+from tasks.contracts.spec import RetrainSpec, TrainSpec
 from tasks.runtime import open_store, progress_of, say_done
 from tasks.store import Artefact, digest_folder, fingerprint
 
 if TYPE_CHECKING:
     from tasks.training.job import TrainResult
 
-_BASE_VERSION = 1  # raise when conversion changes what it writes
-_TRAIN_VERSION = 1  # raise when training changes what it makes of the same recipe
+_BASE_VERSION = 2  # raise when conversion changes what it writes
+_TRAIN_VERSION = 2  # raise when training changes what it makes of the same recipe
 
 
 @task(name="fetch base model", persist_result=False, cache_policy=NO_CACHE)
@@ -29,9 +30,15 @@ def fetch_base_model(spec: RetrainSpec) -> BaseModelRef:
     from tasks.training.base_model import convert, resolve
 
     source = resolve(spec.base_model)
+    trust_code = spec.train.trust_remote_code_of == source.digest
+    config = {"trust_code": True} if trust_code else {}
     with progress_of("base model") as listener:
         artefact = open_store(spec.execution).produce(
-            "base_model", _BASE_VERSION, {}, {"source": source.digest}, lambda out: convert(source, out, listener)
+            "base_model",
+            _BASE_VERSION,
+            config,
+            {"source": source.digest},
+            lambda out: convert(source, out, listener, trust_code=trust_code),
         )
     facts = artefact.manifest.facts
     say_done("base model", f"{facts['architecture']}, {facts['bytes'] / 1e6:,.0f} MB", reused=artefact.reused)
@@ -44,6 +51,7 @@ def train_adapter(request: TrainRequest) -> TrainedModelRef:
     from tasks.training.job import TrainJob
     from tasks.training.launch import run_training
 
+    _check_backend(request.recipe)
     store = open_store(request.execution)
     config, inputs = _recipe(request)
     recipe = fingerprint("train", _TRAIN_VERSION, config, inputs)
@@ -69,6 +77,19 @@ def train_adapter(request: TrainRequest) -> TrainedModelRef:
     reference = _reference(artefact)
     say_done("train", _result(artefact).sentence(), reused=artefact.reused)
     return reference
+
+
+def check_training_device(spec: RetrainSpec) -> None:
+    """Refuse a back end that this machine cannot have, if it is this machine that trains."""
+    if spec.execution.train_deployment is None:
+        _check_backend(spec.train)
+
+
+def _check_backend(recipe: TrainSpec) -> None:
+    from tasks.training.backends import check_backend
+    from tasks.training.launcher import find_devices
+
+    check_backend(recipe.backend, "cuda" if find_devices(os.environ).cuda else "cpu")
 
 
 def find_trained(request: TrainRequest) -> TrainedModelRef | None:

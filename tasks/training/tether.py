@@ -8,22 +8,32 @@ import ctypes
 import os
 import signal
 import sys
+import threading
+import time
 
 TETHERED = "GOLDGATE_TETHERED"  # set for a training that somebody watches; unset when it is started by hand
 _PR_SET_PDEATHSIG = 1
+_LOOK_SECONDS = 1.0
 
 
 def die_with_parent(parent: int | None) -> None:
-    """Have the kernel kill this process when its parent ends; holds through `exec`. Does nothing outside Linux.
+    """End this process when its parent ends: on Linux by the kernel, through `exec`; elsewhere by looking.
 
     Args:
         parent: the process id that the parent must have; None for any. Another one means that it is gone already.
     """
-    if sys.platform != "linux":
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if parent is not None and os.getppid() != parent:
         sys.exit("the process that started this one is gone")
+    if sys.platform != "linux":  # the thread ends with `exec`; whatever is executed calls this again
+        threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from tasks.contracts.rows import Message, Row, read_rows, write_rows
 from tasks.contracts.spec import CurateSpec, Guard, TaskSpec
 from tasks.data import curate as module
 from tasks.data.curate import curate
+from tasks.data.guards import NO_LONG_ROWS, LongRows
 from tasks.data.similar import NGRAM_WORDS, Banding, Shingles, jaccard, normalise, sketch_texts
 from tests.data.toy_data import CLASSIFY, EXTRACT, LABELS, read_lines, rows, sentence
 
@@ -49,6 +50,7 @@ def run(
     task: TaskSpec = CLASSIFY,
     rate: float = 2e-4,
     listener: Any = lambda progress: None,
+    long_rows: LongRows = NO_LONG_ROWS,
     **spec: Any,
 ) -> Splits:
     for name in ("valid", "golden", "out"):
@@ -56,9 +58,8 @@ def run(
     write_rows(folder / "valid/rows.jsonl", as_rows(records))
     write_rows(folder / "golden/items.jsonl", as_rows(golden))
     ref = GoldenSetRef(path=str(folder / "golden"), digest="d" * 64, items=len(golden))
-    curated = curate(
-        folder / "valid", ref, task, CurateSpec(**({"accept_risks": FEW} | spec)), rate, folder / "out", listener
-    )
+    curate_spec = CurateSpec(**({"accept_risks": FEW} | spec))
+    curated = curate(folder / "valid", ref, task, curate_spec, rate, folder / "out", listener, long_rows)
     out = folder / "out"
     splits = Splits(
         list(read_rows(out / "train.jsonl")),
@@ -469,6 +470,28 @@ def test_a_guard_stops_the_run_unless_a_reason_is_given(
 
     splits = run(tmp_path, records, rate=rate, accept_risks={guard: "we know what we do"})
     assert splits.report["accepted_risks"] == {guard.value: {"found": found, "reason": "we know what we do"}}
+
+
+def test_too_many_rows_that_are_too_long_stop_the_run_unless_a_reason_is_given(tmp_path: Path) -> None:
+    long_rows = LongRows(9, 569)
+    found = "9 of 569 rows (1.6%) are longer in tokens than training takes, more than 1%, and are left out"
+    with pytest.raises(DataError) as caught:
+        run(tmp_path, rows(560), accept_risks={}, long_rows=long_rows)
+    assert caught.value.what == f"This run would likely disappoint: {found}."
+    assert caught.value.where == "guard long_rows"
+    assert caught.value.fix.startswith("raise `train.max_tokens`")
+    assert caught.value.fix.endswith("or give a reason in `curate.accept_risks.long_rows`")
+    splits = run(
+        tmp_path, rows(560), accept_risks={Guard.LONG_ROWS: "these are quoted mail threads"}, long_rows=long_rows
+    )
+    assert splits.report["accepted_risks"] == {"long_rows": {"found": found, "reason": "these are quoted mail threads"}}
+
+
+@pytest.mark.parametrize(
+    ("too_long", "of", "too_many"), [(0, 0, False), (0, 50, False), (1, 100, False), (1, 99, True), (11, 1000, True)]
+)
+def test_what_share_of_long_rows_is_too_many(too_long: int, of: int, too_many: bool) -> None:
+    assert LongRows(too_long, of).too_many is too_many
 
 
 def test_guards_are_silent_at_their_limits(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tasks.contracts.errors import DataError
-from tasks.contracts.references import CONTAMINATION_FILE, ContaminationReport
+from tasks.contracts.references import CONTAMINATION_FILE, BaseModelRef, ContaminationReport
 from tasks.contracts.spec import ExecutionSpec, Guard, MetricGuard, Policy, RetrainSpec, SuiteSpec
 from tasks.data.golden import freeze
 from tasks.data.steps import curate_dataset, ingest_dataset, open_golden_set, open_suites, validate_dataset
@@ -88,6 +89,37 @@ def test_a_quarantine_outlives_the_failed_step(make_spec: MakeSpec, tmp_path: Pa
     assert str(quarantine) in caught.value.where
     assert [entry["id"] for entry in read_lines(quarantine)] == ["bad"]
     assert not list((tmp_path / "store/validate").rglob("*.jsonl"))
+
+
+def test_rows_that_are_too_long_for_training_stop_the_run(
+    make_spec: MakeSpec, tiny_model: Path, tmp_path: Path
+) -> None:
+    """What validation counts as too long is what the guard of the curation looks at, and what it decides is kept apart
+    from splits of the same rows that lost none.
+    """
+    long = [row | {"id": f"long{n}", "text": " ".join([row["text"]] * 30)} for n, row in enumerate(rows(3, seed=9))]
+    wide = {"data": {"max_invalid_share": 0.1}, "train": {"max_tokens": 400}}
+    spec = make_spec(rows(200), curate=RISK, **wide)
+    store = Store(spec.execution.store)
+
+    def model(folder: Path) -> dict[str, object]:
+        shutil.copytree(tiny_model, folder / "model")
+        return {}
+
+    base = BaseModelRef(**store.produce("base_model", 1, {}, {}, model).reference(), source="tiny")
+    valid = validate_dataset.fn(ingest_dataset.fn(spec), base, spec)
+    splits = curate_dataset.fn(valid, None, spec)
+    assert (valid.quarantined, splits.train_rows) == (0, 180)
+
+    spec = make_spec(rows(200) + long, curate=RISK, **wide)
+    valid = validate_dataset.fn(ingest_dataset.fn(spec), base, spec)
+    assert (valid.rows, valid.quarantined) == (200, 3)
+    with pytest.raises(DataError, match=r"3 of 203 rows \(1.5%\) are longer in tokens") as caught:
+        curate_dataset.fn(valid, None, spec)
+    assert caught.value.where == "guard long_rows"
+    accepted = {"accept_risks": {**RISK["accept_risks"], Guard.LONG_ROWS: "quoted mail threads"}}
+    lenient = curate_dataset.fn(valid, None, make_spec(rows(200) + long, curate=accepted, **wide))
+    assert (lenient.train_rows, lenient.reused) == (180, False)
 
 
 def test_every_suite_is_opened_and_named(make_spec: MakeSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

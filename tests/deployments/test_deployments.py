@@ -32,6 +32,9 @@ FLOW_NAMES = {
     "flows.evaluate.evaluate": "evaluate",
     "flows.train.train": "train",
     "flows.synthesize.synthesize": "synthesize",
+    "flows.distill.distill": "distill",
+    "flows.prefer.prefer": "prefer",
+    "flows.sweep.sweep": "sweep",
 }
 
 
@@ -62,6 +65,7 @@ def test_all_deployments_are_there() -> None:
         "evaluate/complaints": "cpu",
         "evaluate/prices": "cpu",
         "synthesize/complaints": "cpu",
+        "distill/prices": "cpu",
         "train/gpu": "gpu",
     }
 
@@ -213,8 +217,9 @@ def test_vanished_workers_are_noticed_in_our_pools_alone() -> None:
         AutomationCore.model_validate(automation)
         related = automation["trigger"]["match_related"]
         assert related == {"prefect.resource.role": "work-pool", "prefect.resource.name": list(POOLS)}
-        assert automation["actions"][0]["state"] == "CRASHED"
-    assert len({automation["name"] for automation in automations}) == len(automations) == 2
+    assert [one["actions"][0]["state"] for one in automations] == ["CRASHED", "CRASHED", "SCHEDULED"]
+    assert automations[2]["trigger"]["match"]["prefect.run-count"] == ["1", "2"]
+    assert len({automation["name"] for automation in automations}) == len(automations) == 3
     environment = services.worker_environment(
         services.Services(store="/s", prefect_url="http://p", mlflow_url="http://m"), {}
     )

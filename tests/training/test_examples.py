@@ -37,7 +37,7 @@ def test_loss_covers_exactly_the_answer_and_its_end(tokenizer: Any, target: str)
     assert tokenizer.decode(example.input_ids[:cut]) == prompt
     assert tokenizer.decode(example.input_ids[cut:]) == f"{target}<|im_end|>"
     columns = as_columns([example])
-    assert columns["completion_mask"] == [[0] * cut + [1] * example.answer_tokens]
+    assert columns["answer_tokens"] == [example.answer_tokens]
 
 
 def test_earlier_answers_are_shown_but_not_learned(tokenizer: Any) -> None:
@@ -118,6 +118,6 @@ def test_weight_that_is_no_positive_number_is_refused_by_row(tmp_path: Path, wei
 
 def test_only_weighted_examples_have_a_column_of_weights() -> None:
     examples = [Example([4, 5, 6], 1), Example([7, 8], 1)]
-    plain = {"input_ids": [[4, 5, 6], [7, 8]], "completion_mask": [[0, 0, 1], [0, 1]]}
+    plain = {"input_ids": [[4, 5, 6], [7, 8]], "answer_tokens": [1, 1]}
     assert as_columns(examples) == plain
     assert as_columns(examples, [0.5, 1.5]) == plain | {"weight": [0.5, 1.5]}

@@ -99,7 +99,7 @@ class Reader:
 
     def example(self, content: str, finish: str, label: str | None) -> Parsed:
         """The example in an answer; `label` is the target of a classify example."""
-        value, lenient = _find_object(content)
+        value, lenient = find_object(content)
         if value is None:
             cut = "it was cut off at `teacher.max_tokens`" if finish == "length" else "it holds no JSON object"
             return Parsed(_schema(cut), lenient)
@@ -130,7 +130,7 @@ class Reader:
 
     def answer(self, content: str) -> str | None:
         """The answer to an example, written as a target; None if it is none."""
-        value, _ = _find_object(content)
+        value, _ = find_object(content)
         if self._task.kind is TaskKind.EXTRACT:
             if value is None or not self._answer.is_valid(value):
                 return None
@@ -146,7 +146,7 @@ class Reader:
         return bare or None
 
 
-def _find_object(content: str) -> tuple[dict[str, Any] | None, bool]:
+def find_object(content: str) -> tuple[dict[str, Any] | None, bool]:
     """The JSON object of an answer, and whether it had to be searched for: in a fence, behind thoughts, among words."""
     try:
         value = json.loads(content)

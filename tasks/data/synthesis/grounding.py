@@ -51,15 +51,20 @@ def unsupported(answer: str, quote: str, document: str) -> str | None:
 
     The quote must stand in the document, and every number of the answer too.
     """
-    there = normalise(document)
     if not is_passage(quote, document):
         return "its quote does not stand in the document"
-    numbers = sorted(set(numbers_in(there)))
+    number = new_number(answer, document)
+    return None if number is None else f"it says {number}, a number that the document does not have"
+
+
+def new_number(answer: str, text: str) -> str | None:
+    """The first number of an answer in words that a text does not have, as it is written; None if it has all."""
+    numbers = sorted(set(numbers_in(normalise(text))))
     for token in _NUMBER.findall(normalise(answer)):
         for part in token.split(" "):
             readings = list(_readings(part))
             if readings and not any(_is_among(reading, numbers) for reading in readings):
-                return f"it says {part}, a number that the document does not have"
+                return str(part)
     return None
 
 

@@ -16,7 +16,7 @@ from tasks.contracts.errors import SpecError
 from tasks.contracts.numbers import percent
 from tasks.contracts.references import GoldenSetRef, RawDatasetRef, ValidDatasetRef
 from tasks.contracts.rows import read_rows
-from tasks.contracts.synthesis import MANNERS, SynthesisRef, SynthesizeSpec
+from tasks.contracts.synthesis import MANNERS, SynthesisRef, SynthesizeSpec, TeacherSpec
 from tasks.runtime import open_store, progress_of, say_done
 from tasks.store import fingerprint
 
@@ -106,8 +106,8 @@ def write_synthetic_rows(valid: ValidDatasetRef, golden: GoldenSetRef, spec: Syn
                 lambda: read_rows(items),
                 folder,
                 store.scratch("synthesize-answers", journal),
-                teacher_key(spec),
-                _noted(notes),
+                teacher_key(spec.teacher),
+                noted_ids(notes),
                 listener,
             )
             return {**made._asdict(), "traffic": made.traffic._asdict()}
@@ -145,13 +145,13 @@ def publish_synthesis(spec: SynthesizeSpec, result: SynthesisRef) -> None:
     )
 
 
-def _noted(notes: Path) -> frozenset[str]:
+def noted_ids(notes: Path) -> frozenset[str]:
     """Ids of the rows that go on although something was found in them, such as a secret: no teacher is shown these."""
     with notes.open(encoding="utf-8") as lines:
         return frozenset(json.loads(line)["id"] for line in lines)
 
 
-def teacher_key(spec: SynthesizeSpec) -> str | None:
+def teacher_key(teacher: TeacherSpec) -> str | None:
     """The teacher's key, from the environment or from Prefect's Secret block; None where neither has one.
 
     Raises:
@@ -160,15 +160,15 @@ def teacher_key(spec: SynthesizeSpec) -> str | None:
     from tasks.data.synthesis.teacher import API_KEY
 
     key = os.environ.get(API_KEY)
-    if key or spec.teacher.key_block is None:
+    if key or teacher.key_block is None:
         return key or None
     from prefect.blocks.system import Secret
 
     try:
-        value = Secret.load(spec.teacher.key_block).get()  # type: ignore[union-attr]  # in a synchronous task
+        value = Secret.load(teacher.key_block).get()  # type: ignore[union-attr]  # in a synchronous task
     except ValueError as error:
         raise SpecError(
-            f"There is no Prefect Secret block {spec.teacher.key_block!r}.",
+            f"There is no Prefect Secret block {teacher.key_block!r}.",
             where="teacher.key_block",
             fix=f"make it in the Prefect UI (Blocks, Secret), or set the environment's {API_KEY}",
         ) from error

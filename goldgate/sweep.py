@@ -1,0 +1,127 @@
+"""`goldgate sweep`: try recipes on dev, and show which is best and how much chance moves."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from goldgate.config import load_spec, parse, set_key
+from tasks.contracts.errors import SpecError
+from tasks.contracts.parse import as_mapping, read_mapping
+from tasks.contracts.sweep import SweepRef, SweepSpec
+
+_TRAINING, _TRAINING_FROM = "training", "training_from"
+
+
+def sweep(
+    config: Annotated[Path, typer.Argument(help="The configuration, a YAML file (see examples/).", show_default=False)],
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="key.path=value: wins over the file. May be given many times.")
+    ] = None,
+) -> None:
+    """Search for a recipe: a few trainings that differ, compared on dev. The golden set is left alone.
+
+    With `then_gate` the winner then goes through the gate. An interrupted search goes on from its finished trials.
+    """
+    # The command line registers this command, so it is there before it is called.
+    from goldgate.cli import _ending_soon, _prepare_flow, console
+
+    spec = load_sweep(config, overrides or [])
+    training = spec.training
+    _prepare_flow(training.execution)
+    from flows.sweep import sweep as flow
+    from goldgate.summary import print_result
+    from goldgate.terminal import TerminalDisplay
+    from tasks.runtime import display
+
+    console.print(f"[bold]{training.name}[/]: a search over {spec.trials} recipes", highlight=False)
+    with _ending_soon(), TerminalDisplay(console) as shown:
+        token = display.set(shown)
+        try:
+            result = flow(spec)
+        finally:
+            display.reset(token)
+    print_sweep(console, spec, result)
+    if result.gate is not None:
+        winner = result.trials[result.winner - 1].recipe
+        print_result(console, spec.with_recipe(winner), result.gate, reused=shown.reused)
+
+
+def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
+    """Read a configuration. `training_from` names that of the training, relative to the file's folder.
+
+    What `training` says wins over it, field by field; relative paths in it count from the training's own file.
+
+    Raises:
+        SpecError: unreadable, no YAML, an unknown key, or a value out of bounds; names the file and the field.
+    """
+    record = read_mapping(path)
+    for override in overrides:
+        set_key(record, override)
+    source = record.pop(_TRAINING_FROM, None)
+    if not isinstance(source, str):
+        raise SpecError(
+            "It does not name the training that is searched.",
+            where=f"{path}, {_TRAINING_FROM}",
+            fix="write the path of a training's configuration; what is to differ from it stands under `training`",
+        )
+    changes = as_mapping(record.pop(_TRAINING, {}), where=f"{path}, {_TRAINING}")
+    file = (path.absolute().parent / Path(source).expanduser()).resolve()
+    training = load_spec(file, [f"{name}={json.dumps(value)}" for name, value in _leaves(changes)])
+    return parse(SweepSpec, record | {_TRAINING: training.model_dump(mode="json")}, where=str(path))
+
+
+def load_preset(config: str, train_deployment: str | None = "train/gpu") -> dict[str, Any]:
+    """A build step for `deployments/prefect.yaml`: a configuration as parameters of the deployment, paths absolute.
+
+    Args:
+        config: the YAML file, relative to the working directory.
+        train_deployment: the deployment that each trial is handed to; None trains inside the run.
+
+    Raises:
+        SpecError: as `load_sweep`.
+    """
+    spec = load_sweep(Path(config))
+    execution = spec.training.execution.model_copy(update={"train_deployment": train_deployment})
+    training = spec.training.model_copy(update={"execution": execution})
+    return {"spec": spec.model_copy(update={"training": training}).model_dump(mode="json")}
+
+
+def print_sweep(console: Console, spec: SweepSpec, result: SweepRef) -> None:
+    """The trials, the winner, the noise, and where all is kept; the path comes last."""
+    from tasks.training.sweep_words import noise_sentences, trials_table, winner_sentences
+
+    head, *rows = trials_table(spec, result.trials, result.winner)
+    table = Table(box=None, pad_edge=False)
+    for column in head:
+        table.add_column(column, justify="left" if column == head[-1] else "right")
+    for row in rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print()
+    console.print(table)
+    console.print()
+    for sentence in winner_sentences(spec, result):
+        console.print(escape(sentence), highlight=False, soft_wrap=True)
+    if result.noise is not None:
+        console.print()
+        for sentence in noise_sentences(result.noise):
+            console.print(escape(sentence), highlight=False, soft_wrap=True)
+    console.print()
+    console.print(escape(result.folder), highlight=False, soft_wrap=True)
+
+
+def _leaves(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """The values of a nested mapping, each under the path of its keys."""
+    for name, value in record.items():
+        path = f"{above}{name}"
+        if isinstance(value, dict) and value:
+            yield from _leaves(value, f"{path}.")
+        else:
+            yield path, value

@@ -1,0 +1,1 @@
+"""Answers of training rows rewritten by a teacher, kept beside the originals."""

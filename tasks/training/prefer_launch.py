@@ -1,0 +1,115 @@
+"""Starts the preference-tuning process, listens to it, and turns every way it can end into a result or an error.
+
+Pairs are few, so a killed process starts anew: there are no checkpoints, and each attempt has a folder of its own. It
+uses one device.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tasks.contracts.errors import GoldgateError, TrainingError
+from tasks.contracts.progress import Progress, ProgressListener
+from tasks.training.job import ERROR, RESULT, read_progress
+from tasks.training.prefer import PreferJob, PreferOutcome
+from tasks.training.tether import TETHERED
+
+OUT_OF_MEMORY_FIX = "lower `preference.batch_size` or `data.max_characters`, or free memory; the stage starts anew"
+_POLL_SECONDS = 0.3
+_GRACE_SECONDS = 10.0  # for the process to close its MLflow run after an interrupt
+_TAIL_LINES = 12
+
+
+def run_preference(job: PreferJob, listener: ProgressListener) -> PreferOutcome:
+    """Tune in a process of its own, which ends when this one does.
+
+    Raises:
+        TrainingError: it ended without a result.
+        GoldgateError: whatever it refused, as it said it.
+    """
+    spec = job.scratch / "spec.json"
+    spec.write_text(job.model_dump_json(indent=2), encoding="utf-8")
+    log = job.scratch / "worker.log"
+    tether = [sys.executable, "-m", "tasks.training.tether", str(os.getpid())]
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            [*tether, "-m", "tasks.training.prefer_worker", str(spec)],
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+            env=_environment(),
+        )
+    listener(Progress(0, 1, "steps", "loading the model"))
+    try:
+        code = _wait(process, job.scratch, listener)
+    except BaseException:
+        _end(process)
+        raise
+    result = job.scratch / RESULT
+    if code == 0 and result.exists():
+        return PreferOutcome.model_validate_json(result.read_text(encoding="utf-8"))
+    raise reason_of(code, job.scratch, log)
+
+
+def reason_of(code: int, scratch: Path, log: Path) -> GoldgateError:
+    """Why a process ended without a result: what it refused, or what its exit code and log say."""
+    error = scratch / ERROR
+    if error.exists():
+        record = json.loads(error.read_text(encoding="utf-8"))
+        kind: type[GoldgateError] = getattr(importlib.import_module("tasks.contracts.errors"), record["type"])
+        return kind(record["what"], where=record["where"], fix=record["fix"])
+    if code == -signal.SIGKILL:
+        return TrainingError(
+            "The preference tuning was killed (SIGKILL), most likely because the machine ran out of memory.",
+            where=str(log),
+            fix=OUT_OF_MEMORY_FIX,
+        )
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
+    tail = "\n".join(f"    {line}" for line in lines)
+    return TrainingError(
+        f"The preference tuning ended with exit code {code} and no result. Its last words:\n{tail}",
+        where=str(log),
+        fix="read the log; the next run starts this stage anew",
+    )
+
+
+def _wait(process: subprocess.Popen[bytes], scratch: Path, listener: ProgressListener) -> int:
+    heard = None
+    while True:
+        code = process.poll()
+        progress = read_progress(scratch)
+        if progress is not None and progress != heard:
+            listener(progress)
+            heard = progress
+        if code is not None:
+            return code
+        time.sleep(_POLL_SECONDS)
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_GRACE_SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _environment() -> dict[str, str]:
+    return {
+        **os.environ,
+        # One device: with several visible, transformers would spread each batch over copies of the model.
+        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
+        TETHERED: "1",
+        "HF_HUB_OFFLINE": "1",  # everything is in the job's folders; nothing may be fetched behind its back
+        "HF_DATASETS_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        "PYTHONUNBUFFERED": "1",
+    }
