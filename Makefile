@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo verdicts test test-slow check up down bench-gate bench-data vllm-env clean
+.PHONY: setup demo verdicts test test-slow check up down bench-gate bench-data bench-training vllm-env clean
 
 setup: $(READY)
 
@@ -47,6 +47,9 @@ bench-gate: setup  # error rates, power and speed of the gate; a quarter of an h
 
 bench-data: setup  # a million rows with planted faults, beside datatrove and semhash; an hour on two cores
 	$(BIN)/python -m bench.data
+
+bench-training: setup  # training beside stock trl, and each option of it; about an hour and a half on two cores
+	$(BIN)/python -m bench.training
 
 vllm-env:
 	docker/vllm/make_env.sh .vllm-env

@@ -27,6 +27,7 @@ from tasks.evaluation.steps import (
 from tasks.gate.steps import certify_promotion, check_budget, check_gate, decide_release, judge
 from tasks.registry.steps import find_system_to_beat, register_champion, release_of_baseline
 from tasks.report.steps import named_state, publish_verdict, write_run_folder
+from tasks.training.prefer_steps import check_can_prefer
 from tasks.training.steps import check_training_device, fetch_base_model
 
 
@@ -45,6 +46,8 @@ def retrain(spec: RetrainSpec, override: Override | None = None, approval: Appro
     asked = spec.evaluation()
     golden = open_golden_set(asked)  # first: what can be refused is refused before any compute is spent
     suites = open_suites(spec)
+    if spec.preference is not None:
+        check_can_prefer(spec)
     check_gate(golden, spec)
     check_engine_is_there(asked, spec.base_model)
     check_training_device(spec)

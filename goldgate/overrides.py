@@ -176,7 +176,13 @@ def check_same_candidate(run: FinishedRun) -> None:
     store = Store(run.spec.execution.store)
     fix = "run again (`goldgate run`), look at the new verdict, and decide on that"
     trained = next(
-        (one for one in store.list("train") if one.manifest.facts.get("merged_digest") == run.candidate), None
+        (
+            one
+            for step in ("train", "prefer")
+            for one in store.list(step)
+            if one.manifest.facts.get("merged_digest") == run.candidate
+        ),
+        None,
     )
     if trained is None:
         raise RegistryError(

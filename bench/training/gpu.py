@@ -225,6 +225,8 @@ def main() -> None:
         results = read_results() | results
         write_results(results)
         fill_readme(results)
+    if rows[0]["stopped"]:
+        sys.exit(f"Goldgate itself did not train: {rows[0]['stopped']}")
 
 
 if __name__ == "__main__":

@@ -48,18 +48,26 @@ def check_budget(store: Store, golden: GoldenSetRef, splits: SplitsRef, base: Ba
     Raises:
         LedgerError: the ledger cannot be written, was opened with another budget, or the budget is spent.
     """
-    recipe = json.loads(canonical({"task": spec.task, "recipe": spec.train}))
+    asked = {"task": spec.task, "recipe": spec.train}
+    if spec.preference is not None:
+        asked["preference"] = spec.preference
+    recipe = json.loads(canonical(asked))
     made_of = {"base": base.digest, "splits": splits.digest}
     with Ledger.open(ledger_url(spec.execution)) as ledger:
         known = _trained_and_judged(store, golden, ledger)
-        if not any(one.config == recipe and one.inputs == made_of for one in known):
+        if not any(one.config == recipe and made_of.items() <= one.inputs.items() for one in known):
             ledger.check(golden.digest, spec.policy)
 
 
 def _trained_and_judged(store: Store, golden: GoldenSetRef, ledger: Ledger) -> list[Manifest]:
     """The trainings that are in the store and whose candidate has had a look at the golden set."""
     judged = {look.candidate for look in ledger.looks(golden.digest)}
-    return [one.manifest for one in store.list("train") if one.manifest.facts.get("merged_digest") in judged]
+    return [
+        one.manifest
+        for step in ("train", "prefer")
+        for one in store.list(step)
+        if one.manifest.facts.get("merged_digest") in judged
+    ]
 
 
 def _check_slices(golden: GoldenSetRef, spec: RetrainSpec) -> None:

@@ -6,9 +6,12 @@ from pydantic import ValidationError
 
 from tasks.contracts.errors import LeakageError
 from tasks.contracts.references import CONTAMINATION_FILE, ContaminationReport, GoldenSetRef, SplitsRef, TrainedModelRef
-from tasks.store import Store
+from tasks.store import Manifest, Store
 
 TRAINED_FROM = {"base", "splits"}  # all that training may read; whatever else it comes to read needs a report as well
+TUNED_FROM = TRAINED_FROM | {"trained", "pairs"}  # preference tuning
+MINED_FROM = {"answers", "splits"}  # its pairs
+ANSWERED_FROM = {"model", "splits"}  # the answers that these are mined from
 
 
 def check_contamination(store: Store, splits: SplitsRef, golden: GoldenSetRef) -> str:
@@ -62,22 +65,45 @@ def check_training_inputs(store: Store, trained: TrainedModelRef, splits: Splits
     """Refuse a candidate that was trained on anything but the splits that were checked.
 
     So nothing can be mined from answers to the golden set and trained on: every further input of training needs a
-    contamination report of its own before this list may name it.
+    contamination report of its own before this list may name it. Preference pairs are such an input: the model that
+    they are for, and the answers that they are mined from, must be made of the same splits, each by its manifest.
 
     Raises:
         LeakageError: names the input.
     """
-    inputs = store.open(trained.uri).manifest.inputs
-    unknown = sorted(inputs.keys() - TRAINED_FROM)
+    manifest = store.open(trained.uri).manifest
+    if manifest.step != "prefer":
+        _check_inputs(trained.uri, manifest, splits, TRAINED_FROM)
+        return
+    _check_inputs(trained.uri, manifest, splits, TUNED_FROM)
+    _check_inputs(*_made(store, "train", manifest.inputs["trained"], trained.uri), splits, TRAINED_FROM)
+    uri, pairs = _made(store, "mine_pairs", manifest.inputs["pairs"], trained.uri)
+    _check_inputs(uri, pairs, splits, MINED_FROM)
+    _check_inputs(*_made(store, "ask_dev", pairs.inputs["answers"], uri), splits, ANSWERED_FROM)
+
+
+def _check_inputs(uri: str, made: Manifest, splits: SplitsRef, allowed: set[str]) -> None:
+    unknown = sorted(made.inputs.keys() - allowed)
     if unknown:
         raise LeakageError(
             f"The candidate was trained on something that was not checked for golden items: {', '.join(unknown)}.",
-            where=trained.uri,
+            where=uri,
             fix="train on the curated splits alone",
         )
-    if inputs.get("splits") != splits.digest:
+    if made.inputs.get("splits") != splits.digest:
         raise LeakageError(
             "The candidate was trained on other splits than those that were checked for golden items.",
-            where=f"{trained.uri}: {inputs.get('splits')}, run: {splits.digest}",
+            where=f"{uri}: {made.inputs.get('splits')}, run: {splits.digest}",
             fix="run the flow again from the data on",
         )
+
+
+def _made(store: Store, step: str, digest: str, of: str) -> tuple[str, Manifest]:
+    for artefact in store.list(step):
+        if artefact.manifest.digest == digest:
+            return artefact.uri, artefact.manifest
+    raise LeakageError(
+        f"Nothing says what the candidate's input of the step {step} was made of: it is no longer in the store.",
+        where=f"{of}: {digest}",
+        fix="delete the candidate's folder and run the flow again; it will be made anew",
+    )

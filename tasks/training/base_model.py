@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from tasks.contracts.errors import ModelError
 from tasks.contracts.progress import Progress, ProgressListener
+from tasks.contracts.spec import TrainSpec
 from tasks.store.digest import digest_file, digest_folder
 
 # What a model folder may hand on. Pickles stay behind, and so does code (*.py) that nobody has said to trust.
@@ -132,6 +133,11 @@ def convert(
         "renders_tools": tools_left_out(tokenizer) is None,
         "runs_its_own_code": carries_code(model_folder),
     }
+
+
+def trusts_code(recipe: TrainSpec, model_folder: Path) -> bool:
+    """Whether a kept base model may run code of its own: only that of a trusted digest is kept with its code."""
+    return recipe.trust_remote_code_of is not None and carries_code(model_folder)
 
 
 def carries_code(model_folder: Path) -> bool:

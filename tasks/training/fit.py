@@ -24,7 +24,7 @@ from tasks.contracts.spec import Guard, TrainBackend
 from tasks.tracking import TrackedRun, open_run
 from tasks.training.adapter import adapt
 from tasks.training.backends import load_with_unsloth
-from tasks.training.base_model import carries_code, check_answers_writable, check_chat_template
+from tasks.training.base_model import check_answers_writable, check_chat_template, trusts_code
 from tasks.training.checkpoints import CURVES, cut_curves, has_stopped
 from tasks.training.curve import PLAN_TAG, continue_curve, set_aside_other_plans
 from tasks.training.energy import EnergyMeter, find_meters
@@ -32,9 +32,9 @@ from tasks.training.examples import Example, WeightFacts, read_weights, sum_up_w
 from tasks.training.forecast import device_words, price_of
 from tasks.training.frozen_base import compute_dtype, device_name, load_for_training
 from tasks.training.guards import check_changed, check_training, fingerprint_weights
-from tasks.training.job import SUMMARY, TrainJob, TrainResult, shrink_batch, write_progress, write_whole
+from tasks.training.job import SUMMARY, TrainJob, TrainResult, write_progress, write_whole
 from tasks.training.manifest import MANIFEST, facts_to_log, write_manifest
-from tasks.training.memory import device_memory, fit_to_memory, read_shape
+from tasks.training.memory import device_memory, fit_to_memory, halved, read_shape
 from tasks.training.merge import merge_adapter
 from tasks.training.preempt import install
 from tasks.training.recipe import TrainPlan, make_plan, order_rows
@@ -132,7 +132,7 @@ def train(job: TrainJob) -> TrainResult | None:
         gc.collect()
         skews = merge_adapter(
             job.model_folder, job.out / "adapter", job.out / "merged", plan, device, material.dev,
-            trust_code=trusts_code(job),
+            trust_code=trusts_code(job.request.recipe, job.model_folder),
         )  # fmt: skip
         manifest = write_manifest(
             job.out, job, plan, result, named, meter.energy(),
@@ -148,19 +148,18 @@ def _load(job: TrainJob, plan: TrainPlan, device: str) -> Any:
     """The model with what is trained in it, computing as the plan says."""
     if job.request.recipe.backend is TrainBackend.UNSLOTH:
         return load_with_unsloth(job.model_folder, plan)
-    model = adapt(load_for_training(job.model_folder, plan, device, trust_code=trusts_code(job)), plan)
+    model = adapt(
+        load_for_training(job.model_folder, plan, device, trust_code=trusts_code(job.request.recipe, job.model_folder)),
+        plan,
+    )
     speed_up(model, plan.speed)
     return model
 
 
-def trusts_code(job: TrainJob) -> bool:
-    """Whether the base model may run code of its own: the request names its digest, so it was kept with its code."""
-    return job.request.recipe.trust_remote_code_of is not None and carries_code(job.model_folder)
-
-
 def _prepare(job: TrainJob, processes: int, device: str) -> _Material:
     request, recipe = job.request, job.request.recipe
-    tokenizer = AutoTokenizer.from_pretrained(job.model_folder, trust_remote_code=trusts_code(job))
+    trust_code = trusts_code(recipe, job.model_folder)
+    tokenizer = AutoTokenizer.from_pretrained(job.model_folder, trust_remote_code=trust_code)
     check_chat_template(tokenizer, request.base.source)
     prompt = tuned_prompt(request.task)
     rows = list(read_rows(job.train_file))
@@ -170,7 +169,12 @@ def _prepare(job: TrainJob, processes: int, device: str) -> _Material:
     examples = [tokenize_row(row, prompt, tokenizer, recipe.max_tokens) for row in rows]
     dev = [tokenize_row(row, prompt, tokenizer, recipe.max_tokens) for row in dev_rows]
     dtype = _name(compute_dtype(device, recipe.speed.compute))
-    speed = choose_speed(recipe, device, dtype, describe_model(job.model_folder, trust_code=trusts_code(job)))
+    speed = choose_speed(
+        recipe,
+        device,
+        dtype,
+        describe_model(job.model_folder, trust_code=trust_code),
+    )
     plan = make_plan(recipe, len(examples), len(dev), processes, speed)
     return _Material(
         rows=rows,
@@ -187,11 +191,11 @@ def _fit_to_memory(job: TrainJob, material: _Material, device: str) -> tuple[Tra
 
     Its steps hold the same rows, so checkpoints fit it too.
     """
-    size, accumulation = shrink_batch(
-        material.plan.batch_size, material.plan.gradient_accumulation, job.halve_batches
-    )  # where it has run out of memory before
+    asked = material.plan
+    for _ in range(job.halve_batches):  # where it has run out of memory before
+        asked = halved(asked)
     plan, changes = fit_to_memory(
-        material.plan.model_copy(update={"batch_size": size, "gradient_accumulation": accumulation}),
+        asked,
         read_shape(job.model_folder),
         device,
         max(len(example.input_ids) for example in material.examples),

@@ -33,7 +33,7 @@ class TrainJob(Frozen):
         dev_file: dev rows.
         scratch: folder for checkpoints, progress and log; outlives a killed process.
         out: folder for what is made: `adapter/`, `merged/`, `curves.jsonl`, `summary.json`.
-        halve_batches: how often the batch is halved, since the whole one did not fit into memory (`shrink_batch`).
+        halve_batches: how often the batch is halved, since the whole one did not fit into memory.
     """
 
     request: TrainRequest
@@ -88,21 +88,6 @@ class Preempted(KeyboardInterrupt):
     def __init__(self, step: int) -> None:
         super().__init__(f"told to stop; did so after step {step}, whose checkpoint is kept")
         self.step = step
-
-
-def shrink_batch(batch_size: int, accumulation: int, halvings: int) -> tuple[int, int]:
-    """A smaller batch and more of them: the same rows in each optimiser step, with less memory.
-
-    A halving takes the largest divisor of the batch that is at most half of it, so that batches share a step's rows
-    evenly; a batch of one row stays as it is.
-
-    Returns:
-        Rows in a batch, batches in a step; their product stays.
-    """
-    for _ in range(halvings):
-        smaller = next((size for size in range(batch_size // 2, 0, -1) if batch_size % size == 0), batch_size)
-        batch_size, accumulation = smaller, accumulation * (batch_size // smaller)
-    return batch_size, accumulation
 
 
 def write_whole(path: Path, text: str, *, flush: bool = False) -> None:

@@ -33,7 +33,7 @@ from tasks.contracts.prompt import Prompt, tuned_prompt
 from tasks.contracts.rows import read_rows
 from tasks.contracts.spec import BatchLayout, Kernels
 from tasks.tracking import TrackedRun, open_run
-from tasks.training.base_model import carries_code
+from tasks.training.base_model import trusts_code
 from tasks.training.checkpoints import CURVES
 from tasks.training.examples import Example, tokenize_row
 from tasks.training.frozen_base import compute_dtype, device_name, load_for_training
@@ -76,7 +76,7 @@ def tune(job: PreferJob) -> PreferOutcome:
     """
     request, device = job.request, device_name()
     torch.set_flush_denormal(True)  # as in the first training
-    trust_code = trusts_code(job)
+    trust_code = trusts_code(job.request.recipe, job.model_folder)
     tokenizer = AutoTokenizer.from_pretrained(job.model_folder, trust_remote_code=trust_code)
     prompt = tuned_prompt(request.task)
     longest = request.recipe.max_tokens
@@ -176,14 +176,11 @@ def plan_of(job: PreferJob, pairs: int, held_out: int, device: str) -> TrainPlan
     )
 
 
-def trusts_code(job: PreferJob) -> bool:
-    """Whether the model's own code is run: it is there, and the recipe trusts it (checked when it was fetched)."""
-    return job.request.recipe.trust_remote_code_of is not None and carries_code(job.model_folder)
-
-
 def load_policy(job: PreferJob, plan: TrainPlan, device: str) -> PeftModel:
     """The base as the first training held it, with its adapter to go on with, in float32."""
-    base = load_for_training(job.model_folder, plan, device, trust_code=trusts_code(job))
+    base = load_for_training(
+        job.model_folder, plan, device, trust_code=trusts_code(job.request.recipe, job.model_folder)
+    )
     model = PeftModel.from_pretrained(base, job.adapter_folder, is_trainable=True)
     for parameter in model.parameters():
         if parameter.requires_grad:

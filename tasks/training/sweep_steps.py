@@ -90,7 +90,7 @@ def _outcome_of(train: Train, request: TrainRequest) -> Outcome:
                 where=request.execution.store,
                 fix="give all workers one `execution.store` that all can reach, and the same version of Goldgate",
             ) from None
-        return pruned
+        return pruned.model_copy(update={"reused": False})  # it was trained, just now
     except TrainingError as error:
         return error
 

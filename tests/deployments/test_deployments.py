@@ -66,6 +66,7 @@ def test_all_deployments_are_there() -> None:
         "evaluate/prices": "cpu",
         "synthesize/complaints": "cpu",
         "distill/prices": "cpu",
+        "prefer/prices": "cpu",
         "train/gpu": "gpu",
     }
 

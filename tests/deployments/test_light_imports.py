@@ -31,6 +31,9 @@ LIGHT = (
     "goldgate.services",
     "goldgate.presets",
     "goldgate.synthesize",
+    "goldgate.distill",
+    "goldgate.prefer",
+    "goldgate.sweep",
 )
 _SCRIPT = """
 import importlib, json, sys

@@ -87,6 +87,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> SweepSpec:
     return SweepSpec(
         trials=4,
         startup_trials=2,
+        at_once=2,
         space=SearchSpace(lora_rank=(4, 8), learning_rate=LearningRates(low=1e-6, high=1e-2)),
         seed=12,  # its fourth trial gets a rate of a millionth
         noise_seeds=2,
@@ -226,6 +227,9 @@ def test_the_same_search_again_trains_nothing(
     monkeypatch.setattr("tasks.training.launch.run_training", no_training)
     again = sweep(spec.model_copy(update={"then_gate": False}))
     assert again == swept.model_copy(update={"reused": True, "gate": None})
+    without = sweep(spec.model_copy(update={"then_gate": False, "noise_seeds": 0}))
+    assert (without.trials, without.winner, without.noise) == (swept.trials, swept.winner, None)
+    assert not (Path(without.folder) / "noise.json").exists()
 
 
 def test_a_search_that_was_killed_trains_only_what_is_missing(
@@ -251,16 +255,6 @@ def test_a_search_that_was_killed_trains_only_what_is_missing(
     assert trained == [lost.recipe]
     assert again.trials == swept.trials
     assert (again.winner, again.noise) == (swept.winner, swept.noise)
-
-
-def test_two_trials_at_once(spec: SweepSpec, swept: SweepRef) -> None:
-    both = spec.model_copy(update={"trials": 2, "at_once": 2, "noise_seeds": 0, "then_gate": False})
-    result = sweep(both)
-    assert [trial.state for trial in result.trials] == [TrialState.FINISHED] * 2
-    assert result.trials[0].recipe == swept.trials[0].recipe
-    assert result.trials[0].recipe != result.trials[1].recipe
-    assert result.noise is None
-    assert not (Path(result.folder) / "noise.json").exists()
 
 
 def test_the_terminal_shows_trials_winner_and_noise(spec: SweepSpec, swept: SweepRef, tmp_path: Path) -> None:

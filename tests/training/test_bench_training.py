@@ -377,11 +377,11 @@ def test_both_trainers_learn_the_same_from_the_same_tokens(tiny_model: Path, tmp
 
 @pytest.mark.slow
 def test_stock_trainer_without_padding_keeps_rows_apart(tiny_model: Path, tmp_path: Path) -> None:
-    # Else its row would be faster for work that it does not do: attention over rows that lie side by side.
+    # If rows that lie one after the other saw each other, the losses of this model would differ by 0.013.
     case = tiny_case(tmp_path, tiny_model, rows=8)
     padded = TRAINERS[STOCK](case, tmp_path / "padded", 17)
     flat = TRAINERS["stock, by hand: no padding"](case, tmp_path / "flat", 17)
-    assert what_it_took(flat, 1)["losses"] == pytest.approx(what_it_took(padded, 1)["losses"], abs=0.02)
+    assert what_it_took(flat, 1)["losses"] == pytest.approx(what_it_took(padded, 1)["losses"], abs=0.003)
 
 
 @pytest.mark.slow

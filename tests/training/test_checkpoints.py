@@ -21,7 +21,6 @@ from tasks.training.checkpoints import (
     newest_bytes,
     prune,
 )
-from tasks.training.job import shrink_batch
 
 PLAN = '{"total_steps": 18}'
 
@@ -243,22 +242,3 @@ def test_whether_training_had_stopped_early_is_read_from_its_looks(
     found = find_checkpoint(tmp_path, PLAN)
     assert found is not None
     assert has_stopped(found, patience=2) is stopped
-
-
-@pytest.mark.parametrize(
-    ("batch_size", "accumulation", "halvings", "wanted"),
-    [
-        (8, 1, 0, (8, 1)),
-        (8, 1, 1, (4, 2)),
-        (8, 3, 2, (2, 12)),
-        (6, 1, 1, (3, 2)),
-        (9, 2, 1, (3, 6)),
-        (7, 1, 1, (1, 7)),
-        (1, 4, 1, (1, 4)),
-    ],
-)
-def test_a_smaller_batch_leaves_each_step_its_rows(
-    batch_size: int, accumulation: int, halvings: int, wanted: tuple[int, int]
-) -> None:
-    assert shrink_batch(batch_size, accumulation, halvings) == wanted
-    assert wanted[0] * wanted[1] == batch_size * accumulation
