@@ -9,11 +9,14 @@ from prefect import flow
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
 from prefect.deployments import run_deployment
+from prefect.states import Completed
 from prefect.utilities.urls import url_for
 
 from tasks.contracts.errors import TrainingError
 from tasks.contracts.references import TrainedModelRef, TrainRequest
+from tasks.contracts.sweep import PrunedRef
 from tasks.runtime import say
+from tasks.training.pruned import as_error, find_pruned
 from tasks.training.steps import fetch_trained, find_trained, train_adapter
 
 _POLL_SECONDS = 2.0
@@ -23,9 +26,15 @@ _PICK_UP_SECONDS = 60.0
 
 
 @flow(name="train", flow_run_name="train {request.name}", persist_result=False)
-def train(request: TrainRequest) -> TrainedModelRef:
-    """QLoRA training in a process of its own; finished work is reused, interrupted work goes on."""
-    return train_adapter(request)
+def train(request: TrainRequest) -> TrainedModelRef | PrunedRef:
+    """QLoRA training in a process of its own; finished work is reused, interrupted work goes on.
+
+    A training that is given up, as `stop_above` asks, ends Completed under the name Pruned.
+    """
+    made = train_adapter(request)
+    if isinstance(made, PrunedRef):
+        return cast(PrunedRef, Completed(name="Pruned", message=made.reason, data=made))  # Prefect hands on the data
+    return made
 
 
 def train_where_told(request: TrainRequest) -> TrainedModelRef:
@@ -33,10 +42,17 @@ def train_where_told(request: TrainRequest) -> TrainedModelRef:
 
     Nothing but the request passes through Prefect: the result is found in the store by its fingerprint. What was
     finished before waits for no worker.
+
+    Raises:
+        PrunedError: it was given up, as `stop_above` asks; `tasks.training.pruned.find_pruned` knows where.
+        TrainingError: it ended without a model.
     """
     deployment = request.execution.train_deployment
     if deployment is None:
-        return train(request)
+        made = train(request)
+        if isinstance(made, PrunedRef):
+            raise as_error(made)
+        return made
     finished = find_trained(request)
     if finished is not None:
         return finished
@@ -61,4 +77,7 @@ def train_where_told(request: TrainRequest) -> TrainedModelRef:
             where=f"flow run {run.name} ({run.id}) of deployment {deployment}",
             fix="read that run's log; a new run goes on from the last checkpoint",
         )
+    pruned = find_pruned(request)
+    if pruned is not None and find_trained(request) is None:
+        raise as_error(pruned)
     return fetch_trained(request)

@@ -12,7 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tasks.contracts.errors import ServiceError
+from tasks.contracts.errors import PrunedError, ServiceError
 from tasks.contracts.spec import ExecutionSpec
 from tasks.tracking.address import artifact_root, connect, tracking_uri, without_password
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 KEY = "goldgate.key"
+_PARENT = "mlflow.parentRunId"  # the tag by which MLflow nests runs
 _TABLES = "mlflow.loggedArtifacts"  # the tag by which MLflow's evaluation view finds tables
 _BATCH = 100  # most params or tags that MLflow takes in one request
 _DIGEST_CHARACTERS = 36  # longest digest that MLflow keeps of a dataset
@@ -98,10 +99,11 @@ def open_run(
     key: str,
     tags: Mapping[str, str],
     params: Mapping[str, Any],
+    within: str | None = None,
 ) -> Iterator[TrackedRun]:
     """Open the run of this key, continuing the one that is there (finished or not), else a new one.
 
-    It ends FINISHED; FAILED when an exception leaves the block, KILLED when that is an interrupt.
+    It ends FINISHED; FAILED when an exception leaves the block, KILLED when that is an interrupt or a pruning.
 
     Args:
         execution: where MLflow is.
@@ -110,15 +112,17 @@ def open_run(
         key: what the run is about (a fingerprint): the same key is the same run.
         tags: tags to set; passwords in addresses are taken out.
         params: settings to keep, as text; passwords in addresses are taken out.
+        within: key of the run of this experiment that this one is nested in; None for none.
 
     Raises:
-        ServiceError: MLflow cannot be reached or refuses, or keeps the experiment's files behind a server that this
-            process does not talk to.
+        ServiceError: MLflow cannot be reached or refuses, has no run of the key `within`, or keeps the experiment's
+            files behind a server that this process does not talk to.
     """
     from mlflow.exceptions import MlflowException
 
     client = connect(execution)
     experiment_number = ensure_experiment(client, execution, experiment)
+    nesting = {} if within is None else {_PARENT: _parent(client, execution, experiment_number, within)}
     found = _find(client, experiment_number, key)
     if found is None:
         found = client.create_run(experiment_number, run_name=name, tags={KEY: key})
@@ -126,13 +130,13 @@ def open_run(
         client.update_run(found.info.run_id, status="RUNNING")
     run = TrackedRun(client, found.info.run_id, _link(tracking_uri(execution), experiment_number, found.info.run_id))
     try:
-        run.set_tags(tags)
+        run.set_tags({**tags, **nesting})
         run.log_params(params)
         yield run
         client.set_terminated(run.id, "FINISHED")
     except BaseException as error:
         with suppress(MlflowException):  # the error that is on its way says more than that this failed too
-            client.set_terminated(run.id, "KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+            client.set_terminated(run.id, "KILLED" if isinstance(error, KeyboardInterrupt | PrunedError) else "FAILED")
         if isinstance(error, MlflowException):
             raise ServiceError(
                 f"MLflow did not take what the run has to say: {error.message}",
@@ -188,6 +192,17 @@ def _find(client: MlflowClient, experiment_id: str, key: str) -> Run | None:
     runs = client.search_runs([experiment_id], f"tags.\"{KEY}\" = '{key}'", order_by=["attributes.start_time DESC"])
     unfinished = [run for run in runs if run.info.status != "FINISHED"]
     return next(iter([*unfinished, *runs]), None)
+
+
+def _parent(client: MlflowClient, execution: ExecutionSpec, experiment_id: str, key: str) -> str:
+    run = _find(client, experiment_id, key)
+    if run is None:
+        raise ServiceError(
+            "MLflow has no run that this one could be nested in.",
+            where=without_password(tracking_uri(execution)),
+            fix="give all workers one `execution.tracking_uri`, or leave out `within`",
+        )
+    return str(run.info.run_id)
 
 
 def _link(uri: str, experiment_id: str, run_id: str) -> str | None:

@@ -74,8 +74,6 @@ def train(job: TrainJob) -> TrainResult | None:
     preemption = install()
     state = join(device_name())
     device = device_name()
-    # Adam's second moments of tiny gradients are denormal numbers, and a CPU takes a tenth of a step for their roots.
-    torch.set_flush_denormal(True)
     material = _prepare(job, state.num_processes, device)
     identity = material.plan.model_dump_json()  # whatever this machine's memory made of it: its steps are the same
     check_same(state, job, identity)
@@ -243,6 +241,7 @@ def _tracked(
             job.request.name,
             "train",
             key=job.fingerprint,
+            within=job.request.within,
             tags={
                 "goldgate.step": "train",
                 "goldgate.base_model": job.request.base.source,

@@ -75,7 +75,6 @@ def tune(job: PreferJob) -> PreferOutcome:
         ServiceError: MLflow cannot be reached.
     """
     request, device = job.request, device_name()
-    torch.set_flush_denormal(True)  # as in the first training
     trust_code = trusts_code(job.request.recipe, job.model_folder)
     tokenizer = AutoTokenizer.from_pretrained(job.model_folder, trust_remote_code=trust_code)
     prompt = tuned_prompt(request.task)

@@ -35,8 +35,11 @@ def main(spec: Path) -> int:
     signal.signal(signal.SIGTERM, _interrupt)  # so that MLflow's run is closed as killed
     job = PreferJob.model_validate_json(spec.read_text(encoding="utf-8"))
     try:
-        from tasks.training.prefer_fit import tune  # takes seconds: interrupts are heard before
+        import torch  # takes seconds: interrupts are heard before
 
+        from tasks.training.prefer_fit import tune
+
+        torch.set_flush_denormal(True)  # as in the first training
         result = tune(job)
     except KeyboardInterrupt:
         log.info("interrupted; the next run starts this stage anew")

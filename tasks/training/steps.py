@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.contracts.errors import TrainingError
+from tasks.contracts.errors import PrunedError, TrainingError
 from tasks.contracts.references import BaseModelRef, TrainedModelRef, TrainRequest
 from tasks.contracts.spec import RetrainSpec, TrainSpec
+from tasks.contracts.sweep import PrunedRef
 from tasks.runtime import open_store, progress_of, say_done
 from tasks.store import Artefact, digest_folder, fingerprint
+from tasks.training.pruned import keep_pruned
 
 if TYPE_CHECKING:
     from tasks.training.job import TrainResult
@@ -46,8 +48,11 @@ def fetch_base_model(spec: RetrainSpec) -> BaseModelRef:
 
 
 @task(name="train adapter", persist_result=False, cache_policy=NO_CACHE)
-def train_adapter(request: TrainRequest) -> TrainedModelRef:
-    """Train a QLoRA adapter in a process of its own and merge it; goes on from the last checkpoint of a killed one."""
+def train_adapter(request: TrainRequest) -> TrainedModelRef | PrunedRef:
+    """Train a QLoRA adapter in a process of its own and merge it; goes on from the last checkpoint of a killed one.
+
+    Hands on a `PrunedRef` when the training was given up, as `stop_above` asks.
+    """
     from tasks.training.job import TrainJob
     from tasks.training.launch import run_training
 
@@ -72,7 +77,13 @@ def train_adapter(request: TrainRequest) -> TrainedModelRef:
         return result.model_dump() | digests
 
     with progress_of("train") as listener:
-        artefact = store.produce("train", _TRAIN_VERSION, config, inputs, make)
+        try:
+            artefact = store.produce("train", _TRAIN_VERSION, config, inputs, make)
+        except PrunedError as error:
+            pruned = keep_pruned(request, store.scratch("train", recipe), error)
+            shutil.rmtree(store.scratch("train", recipe), ignore_errors=True)
+            say_done("train", pruned.reason, reused=False)
+            return pruned
     shutil.rmtree(store.scratch("train", recipe), ignore_errors=True)  # checkpoints of what is finished
     reference = _reference(artefact)
     say_done("train", _result(artefact).sentence(), reused=artefact.reused)
@@ -134,7 +145,7 @@ def _result(artefact: Artefact) -> TrainResult:
     from tasks.training.job import TrainResult
 
     facts = artefact.manifest.facts
-    return TrainResult.model_validate({name: facts[name] for name in TrainResult.model_fields})
+    return TrainResult.model_validate({name: facts[name] for name in TrainResult.model_fields if name in facts})
 
 
 def _reference(artefact: Artefact) -> TrainedModelRef:

@@ -77,7 +77,7 @@ def winner_sentences(spec: SweepSpec, result: SweepRef) -> list[str]:
         else:
             said.append(f"Every other finished trial is behind by more than another seed moves ({reach:.4f}).")
     said.append(
-        "Dev has chosen the winner, so what it reaches there is a little too good; the golden set was not read."
+        "Dev has chosen the winner, so what it reaches there is a little too good. No golden item was looked at."
     )
     return said
 

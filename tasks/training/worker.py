@@ -42,8 +42,13 @@ def main(spec: Path) -> int:
     signal.signal(signal.SIGTERM, _interrupt)  # so that MLflow's run is closed as killed
     job = TrainJob.model_validate_json(spec.read_text(encoding="utf-8"))
     try:
-        from tasks.training.fit import train  # takes seconds: the parent is watched and interrupts are heard before
+        import torch  # takes seconds: the parent is watched and interrupts are heard before
 
+        from tasks.training.fit import train
+
+        # Adam's second moments of tiny gradients are denormal numbers, and a CPU takes a tenth of a step for their
+        # roots. It holds for the whole process, which is why it is set where the process begins.
+        torch.set_flush_denormal(True)
         result = train(job)
         if result is not None:
             write_whole(job.scratch / RESULT, result.model_dump_json(indent=2))

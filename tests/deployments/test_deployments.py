@@ -67,6 +67,7 @@ def test_all_deployments_are_there() -> None:
         "synthesize/complaints": "cpu",
         "distill/prices": "cpu",
         "prefer/prices": "cpu",
+        "sweep/prices": "cpu",
         "train/gpu": "gpu",
     }
 

@@ -208,7 +208,7 @@ def test_large_tables_are_resampled_in_pieces_and_give_the_same(monkeypatch: pyt
     monkeypatch.setattr(resample, "resamples_for", lambda level, rows: 4_000)
     for values, expected in zip((few, many), whole, strict=True):
         # For another number of rows a BLAS may add in another order, so the last bit can differ.
-        np.testing.assert_allclose(mean_bootstrap(values).values, expected, rtol=1e-13)
+        np.testing.assert_allclose(mean_bootstrap(values).values, expected, rtol=1e-10)  # sums in other orders
 
 
 @pytest.mark.parametrize("values", [np.round(np.random.default_rng(5).random(200), 1), np.zeros(50)])
