@@ -183,7 +183,7 @@ def test_deploying_again_changes_nothing(world: World) -> None:
         )
 
     before = everything()
-    assert [len(part) for part in before] == [6, 2, 2, 1]
+    assert [len(part) for part in before] == [9, 2, 3, 1]
     environment = services.worker_environment(world.services, os.environ)
     prefect_file = world.store.parent / "prefect.yaml"
     services.deploy(world.services.prefect_url, environment, prefect_file, world.store / "logs" / "again.log")
