@@ -277,9 +277,9 @@ def _cuda_devices(environment: Mapping[str, str]) -> int:
 def worker_environment(environment: Mapping[str, str]) -> dict[str, str]:
     """What the training processes are given: the launcher's own environment, watched and offline."""
     return {
-        # How long a thread that has no work spins before it sleeps (libgomp's default is 300,000 turns). On two cores of
-        # which something else takes one, training makes 83 tokens/s with the default, 120 so, 204 with 300 turns; on two
-        # idle cores it makes 410, 387 and less than 310.
+        # How long a thread that has no work spins before it sleeps; libgomp's default is 300,000 turns. On two cores
+        # of which something else takes one, training makes 83 tokens/s with the default, 120 with this, 204 with 300
+        # turns; on two idle cores 410, 387, and less than 310.
         "GOMP_SPINCOUNT": "3000",
         **environment,
         TETHERED: "1",
