@@ -27,6 +27,7 @@ from tasks.contracts.references import (
     VerdictRef,
 )
 from tasks.contracts.spec import RetrainSpec
+from tasks.report.noise import find_noise
 from tasks.report.record import verdict_record
 from tasks.report.render import ReportData, render_report
 from tasks.report.views import MAX_QUARANTINE, CurvePoint, Funnel, QuarantinedRow
@@ -86,6 +87,7 @@ def gather(store: Store, run: Run, created: datetime, folder: str) -> ReportData
     valid = store.open(run.valid.uri)
     baseline = store.files(store.open(run.baseline.uri))
     candidate = store.files(store.open(run.candidate.uri))
+    noise = find_noise(store, run.trained)
     return ReportData(
         spec=run.spec,
         created=created,
@@ -114,6 +116,7 @@ def gather(store: Store, run: Run, created: datetime, folder: str) -> ReportData
         registered=run.registered,
         links=run.links,
         champion_release=run.champion_release,
+        retrain_noise=None if noise is None else noise.sentence(),
     )
 
 

@@ -63,6 +63,7 @@ class ReportData:
     registered: RegisteredModelRef | None
     links: Mapping[str, str]
     champion_release: words.Placed | None = None
+    retrain_noise: str | None = None
 
 
 @dataclass(frozen=True)

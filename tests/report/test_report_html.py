@@ -188,6 +188,14 @@ def test_the_self_test_is_one_line(pages: dict[str, Page]) -> None:
     assert "Self-test" not in pages["approved"].text
 
 
+def test_what_chance_moves_is_told_where_a_search_has_measured_it() -> None:
+    noise = "A retrain with another seed moves dev exact match by about ±6.4 points."
+    data = example_report()
+    assert noise in Page(render_report(replace(data, retrain_noise=noise))).text
+    assert 'id="retrain-noise"' not in render_report(data)
+    assert noise not in render_report(replace(CASES["withheld"], retrain_noise=noise))
+
+
 # -- the ladder ---------------------------------------------------------------------------------------------------
 
 
