@@ -281,7 +281,7 @@ def test_killed_training_goes_on_and_ends_as_if_nothing_had_happened(trained: Tr
     )
     assert newest < STEPS
     half_written = job.scratch / f"checkpoint-{newest + 1}"  # as if killed while writing the next one
-    half_written.mkdir()
+    half_written.mkdir(exist_ok=True)  # the kill may have left one
     (half_written / "trainer_state.json").write_text("{")
     with (job.scratch / "curves.jsonl").open("a") as broken:
         broken.write('{"step": 1')
