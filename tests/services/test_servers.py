@@ -125,12 +125,23 @@ def toy_project(folder: Path) -> Path:
     synthesis = folder / "synthesize.yaml"
     teacher = {"url": "http://127.0.0.1:9/v1", "model": "nobody"}  # deployed, and not started here
     synthesis.write_text(yaml.safe_dump({"task_from": config.name, "teacher": teacher, "fill_classes_to": 10}))
+    distillation = folder / "distill.yaml"
+    asked = {"training_from": config.name, "teacher": teacher, "instruction": "Name the team.", "relabel": True}
+    distillation.write_text(yaml.safe_dump(asked))
+    sweep = folder / "sweep.yaml"
+    sweep.write_text(yaml.safe_dump({"training_from": config.name, "trials": 2, "space": {"lora_rank": [4, 8]}}))
+    configs = {
+        "goldgate.presets.load": config,
+        "goldgate.synthesize.load_preset": synthesis,
+        "goldgate.distill.load_preset": distillation,
+        "goldgate.sweep.load_preset": sweep,
+    }
 
     ours = yaml.safe_load((services.DEPLOYMENTS / "prefect.yaml").read_text())
     for deployment in ours["deployments"]:
         for step in deployment.get("build", []):
             ((loader, arguments),) = step.items()
-            arguments["config"] = str(config if loader == "goldgate.presets.load" else synthesis)
+            arguments["config"] = str(configs[loader])
     path = folder / "prefect.yaml"
     path.write_text(yaml.safe_dump(ours))
     return path
