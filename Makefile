@@ -48,7 +48,7 @@ bench-gate: setup  # error rates, power and speed of the gate; a quarter of an h
 bench-data: setup  # a million rows with planted faults, beside datatrove and semhash; an hour on two cores
 	$(BIN)/python -m bench.data
 
-bench-training: setup  # training beside stock trl, and each option of it; about an hour and a half on two cores
+bench-training: setup  # training beside stock trl, and each option of it
 	$(BIN)/python -m bench.training
 
 vllm-env:

@@ -85,7 +85,7 @@ def _train_once(job: TrainJob, lock: int, listener: ProgressListener) -> TrainRe
         )
     try:
         listener(Progress(0, 1, "steps", "loading the base model"))
-        code = _wait(process, job.scratch, listener)
+        code = wait_for(process, job.scratch, listener)
     except BaseException:
         _end(process, job.scratch, listener)
         raise
@@ -94,7 +94,8 @@ def _train_once(job: TrainJob, lock: int, listener: ProgressListener) -> TrainRe
     raise reason_of(code, job.scratch, worker_log)
 
 
-def _wait(process: subprocess.Popen[bytes], scratch: Path, listener: ProgressListener) -> int:
+def wait_for(process: subprocess.Popen[bytes], scratch: Path, listener: ProgressListener) -> int:
+    """The exit code of a process, once it has ended; until then its progress, as it comes."""
     heard = None
     while True:
         code = process.poll()
@@ -142,6 +143,17 @@ def _error_record(scratch: Path) -> dict[str, Any] | None:
     return record
 
 
+def refusal_in(scratch: Path) -> GoldgateError | None:
+    """What a process refused, as it said it in its scratch folder; None where it said nothing."""
+    record = _error_record(scratch)
+    return None if record is None else _as_error(record)
+
+
+def _as_error(record: dict[str, Any]) -> GoldgateError:
+    kind: type[GoldgateError] = getattr(importlib.import_module("tasks.contracts.errors"), record["type"])
+    return kind(record["what"], where=record["where"], fix=record["fix"])
+
+
 def reason_of(code: int, scratch: Path, worker_log: Path) -> GoldgateError:
     """Why a training process ended without a result: what it refused, or what its exit code and log say."""
     lost = launcher.lost_process(worker_log)
@@ -152,8 +164,7 @@ def reason_of(code: int, scratch: Path, worker_log: Path) -> GoldgateError:
         failed = launcher.failed_process(worker_log) if record.get("interrupted") else None
         if failed is not None:  # one of several processes failed, and the first was told to stop
             return failed
-        kind: type[GoldgateError] = getattr(importlib.import_module("tasks.contracts.errors"), record["type"])
-        return kind(record["what"], where=record["where"], fix=record["fix"])
+        return _as_error(record)
     if code in _KILLED:
         return TrainingError(
             "The training process was killed (SIGKILL), most likely because the machine ran out of memory.",

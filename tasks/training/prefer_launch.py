@@ -6,23 +6,20 @@ uses one device.
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 from tasks.contracts.errors import GoldgateError, TrainingError
 from tasks.contracts.progress import Progress, ProgressListener
-from tasks.training.job import ERROR, RESULT, read_progress
+from tasks.training.job import RESULT
+from tasks.training.launch import refusal_in, wait_for
+from tasks.training.launcher import worker_environment
 from tasks.training.prefer import PreferJob, PreferOutcome
-from tasks.training.tether import TETHERED
 
 OUT_OF_MEMORY_FIX = "lower `preference.batch_size` or `data.max_characters`, or free memory; the stage starts anew"
-_POLL_SECONDS = 0.3
 _GRACE_SECONDS = 10.0  # for the process to close its MLflow run after an interrupt
 _TAIL_LINES = 12
 
@@ -48,7 +45,7 @@ def run_preference(job: PreferJob, listener: ProgressListener) -> PreferOutcome:
         )
     listener(Progress(0, 1, "steps", "loading the model"))
     try:
-        code = _wait(process, job.scratch, listener)
+        code = wait_for(process, job.scratch, listener)
     except BaseException:
         _end(process)
         raise
@@ -60,11 +57,9 @@ def run_preference(job: PreferJob, listener: ProgressListener) -> PreferOutcome:
 
 def reason_of(code: int, scratch: Path, log: Path) -> GoldgateError:
     """Why a process ended without a result: what it refused, or what its exit code and log say."""
-    error = scratch / ERROR
-    if error.exists():
-        record = json.loads(error.read_text(encoding="utf-8"))
-        kind: type[GoldgateError] = getattr(importlib.import_module("tasks.contracts.errors"), record["type"])
-        return kind(record["what"], where=record["where"], fix=record["fix"])
+    refused = refusal_in(scratch)
+    if refused is not None:
+        return refused
     if code == -signal.SIGKILL:
         return TrainingError(
             "The preference tuning was killed (SIGKILL), most likely because the machine ran out of memory.",
@@ -80,19 +75,6 @@ def reason_of(code: int, scratch: Path, log: Path) -> GoldgateError:
     )
 
 
-def _wait(process: subprocess.Popen[bytes], scratch: Path, listener: ProgressListener) -> int:
-    heard = None
-    while True:
-        code = process.poll()
-        progress = read_progress(scratch)
-        if progress is not None and progress != heard:
-            listener(progress)
-            heard = progress
-        if code is not None:
-            return code
-        time.sleep(_POLL_SECONDS)
-
-
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
@@ -103,13 +85,6 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _environment() -> dict[str, str]:
-    return {
-        **os.environ,
-        # One device: with several visible, transformers would spread each batch over copies of the model.
-        "CUDA_VISIBLE_DEVICES": os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0],
-        TETHERED: "1",
-        "HF_HUB_OFFLINE": "1",  # everything is in the job's folders; nothing may be fetched behind its back
-        "HF_DATASETS_OFFLINE": "1",
-        "TOKENIZERS_PARALLELISM": "false",
-        "PYTHONUNBUFFERED": "1",
-    }
+    # One device: with several visible, transformers would spread each batch over copies of the model.
+    device = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
+    return worker_environment({**os.environ, "CUDA_VISIBLE_DEVICES": device})
