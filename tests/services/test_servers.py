@@ -465,7 +465,7 @@ def test_started_from_the_form_in_a_browser(world: World) -> None:
         expect(rank).to_have_attribute("min", "1")
         expect(rank).to_have_attribute("max", "256")
         for shown in (
-            "Rank of the LoRA adapter (alpha is twice the rank).",
+            "Rank of the LoRA adapter (qlora and lora).",
             "Chance of promoting a candidate that is no better, over all looks at a golden set.",
             "Name of the task: the registered model and the MLflow experiment.",
         ):

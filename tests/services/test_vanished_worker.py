@@ -96,7 +96,7 @@ def make_request(world: World, folder: Path) -> TrainRequest:
 
     def write(out: Path) -> dict[str, int]:
         write_rows(out / "train.jsonl", rows)
-        write_rows(out / "dev.jsonl", rows[:12])
+        write_rows(out / "dev.jsonl", rows[:24])
         return {}
 
     def convert(out: Path) -> dict[str, int]:
@@ -108,7 +108,7 @@ def make_request(world: World, folder: Path) -> TrainRequest:
     return TrainRequest(
         name="vanished",
         task=TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which fruit?", labels=_LABELS),
-        splits=SplitsRef(**splits, train_rows=240, dev_rows=12, removed={}),
+        splits=SplitsRef(**splits, train_rows=240, dev_rows=24, removed={}),
         base=BaseModelRef(**base, source="tiny"),
         recipe=TrainSpec(epochs=10, batch_size=4, lora_rank=4, learning_rate=1e-3, evaluations=2, save_every=5),
         execution=ExecutionSpec(store=str(world.store), tracking_uri=world.services.mlflow_url),
