@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from prefect import flow
 
-from flows.train import train_where_told
+from flows.train import train_where_told, tune_where_told
 from tasks.contracts.dev import DevPart
 from tasks.contracts.prefer import PairsRef, PreferRequest, PreferResult
 from tasks.contracts.references import BaseModelRef, SplitsRef, TrainedModelRef, TrainRequest
@@ -14,7 +14,7 @@ from tasks.evaluation.dev_steps import ask_dev
 from tasks.evaluation.steps import candidate_system, check_engine_is_there
 from tasks.gate.dev_steps import compare_dev
 from tasks.report.preference import conclude, publish_preference
-from tasks.training.prefer_steps import check_can_prefer, mine_pairs, tune_preferences
+from tasks.training.prefer_steps import check_can_prefer, mine_pairs
 from tasks.training.steps import fetch_base_model
 
 
@@ -40,7 +40,7 @@ def prefer(spec: RetrainSpec) -> PreferResult:
     if pairs.too_few:
         result = conclude(spec, trained, None, pairs, before, None, ())
     else:
-        tuned = tune_preferences(PreferRequest.of(spec, splits, base, trained, pairs))
+        tuned = tune_where_told(PreferRequest.of(spec, splits, base, trained, pairs))
         after = ask_dev(candidate_system(tuned, spec), splits, spec, DevPart.HELD_OUT)
         compared = compare_dev(before, after, spec)
         result = conclude(spec, trained, tuned, pairs, before, after, compared)
@@ -55,7 +55,7 @@ def prefer_further(
     pairs = _pairs_of(trained, splits, spec)
     if pairs.too_few:
         return trained
-    return tune_preferences(PreferRequest.of(spec, splits, base, trained, pairs))
+    return tune_where_told(PreferRequest.of(spec, splits, base, trained, pairs))
 
 
 def _pairs_of(trained: TrainedModelRef, splits: SplitsRef, spec: RetrainSpec) -> PairsRef:

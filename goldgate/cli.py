@@ -8,6 +8,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,7 +33,9 @@ EXIT_NOT_PROMOTED = 3
 EXIT_NOT_COMPARABLE = 3
 EXIT_INTERRUPTED = 130
 INTERRUPTED = "[bold]Interrupted.[/] Finished steps are kept; the same command goes on from them."
-_GRACE_SECONDS = 12.0  # the training process gets ten to close its run in MLflow
+_GRACE_SECONDS = 12.0  # for a step to tidy up; preference tuning gets ten to close its run in MLflow
+_TIDY_SECONDS = 3.0  # the same, when a training has just ended in order
+_LOOK_SECONDS = 0.1
 
 app = typer.Typer(
     help="Fine-tune a small language model, and let it into production only if it is shown to be better.",
@@ -501,21 +504,38 @@ def main() -> None:
 
 @contextmanager
 def _ending_soon() -> Iterator[None]:
-    """Let Ctrl-C end a run within seconds.
+    """Let Ctrl-C end a run within seconds, or as soon as a training has kept its step; a second one leaves at once.
 
-    The interrupt unwinds the step at work, which ends the training process and tidies up. Then Prefect would try for
-    minutes to tell its temporary server, which has got the same Ctrl-C and is gone.
+    The interrupt unwinds the step at work, which tidies up. Then Prefect would try for minutes to tell its temporary
+    server, which has got the same Ctrl-C and is gone.
     """
+    from tasks.training.launch import GRACE_SECONDS, end_trainings, trainings_at_work
+
+    heard = threading.Event()
+
+    def leave() -> None:
+        console.show_cursor(True)  # a bar may have hidden it
+        errors.print(INTERRUPTED, highlight=False)
+        os._exit(EXIT_INTERRUPTED)  # a training that is still there ends with this process
+
+    def leave_in_time(trains: bool) -> None:
+        latest = time.monotonic() + GRACE_SECONDS
+        while trainings_at_work() and time.monotonic() < latest:
+            time.sleep(_LOOK_SECONDS)
+        time.sleep(_TIDY_SECONDS if trains else _GRACE_SECONDS)
+        leave()
 
     def interrupted(*_: object) -> None:
-        def leave() -> None:
-            errors.print(INTERRUPTED, highlight=False)
-            os._exit(EXIT_INTERRUPTED)
-
-        errors.print("Interrupting …")
-        last_word = threading.Timer(_GRACE_SECONDS, leave)
-        last_word.daemon = True
-        last_word.start()
+        if heard.is_set():
+            leave()
+        heard.set()
+        trains = end_trainings() > 0
+        if trains:
+            errors.print(f"Interrupting: saving a checkpoint … (at most {GRACE_SECONDS:.0f} s)", highlight=False)
+            errors.print("Ctrl-C again leaves at once.")
+        else:
+            errors.print("Interrupting …")
+        threading.Thread(target=leave_in_time, args=(trains,), daemon=True).start()
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGINT, interrupted)

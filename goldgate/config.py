@@ -1,18 +1,21 @@
-"""From a YAML file to a `RetrainSpec`: the same record that the Prefect form and the API fill."""
+"""From a YAML file to a specification: the same record that the Prefect form and the API fill."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from tasks.contracts.errors import SpecError
-from tasks.contracts.parse import parse, read_mapping
+from tasks.contracts.parse import as_mapping, parse, read_mapping
 from tasks.contracts.spec import RetrainSpec
 
-__all__ = ["load_spec", "parse"]  # the command line parses what it is given beside a file, too
+# The command line parses what it is given beside a file, too.
+__all__ = ["beside", "load_spec", "over", "parse", "place_training", "read_with_training", "set_key"]
+
+_TRAINING, _TRAINING_FROM = "training", "training_from"
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> RetrainSpec:
@@ -28,21 +31,62 @@ def load_spec(path: Path, overrides: Sequence[str] = ()) -> RetrainSpec:
     record = read_mapping(path)
     for override in overrides:
         set_key(record, override)
-    spec = parse(RetrainSpec, record, where=str(path))
+    return place_training(parse(RetrainSpec, record, where=str(path)), path)
+
+
+def read_with_training(path: Path, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a configuration that is about a training, with all of that training under `training`.
+
+    `training_from` names the training's own configuration, and `training` says what is to be otherwise, group by group;
+    without `training_from`, `training` is the whole of one. A relative path is relative to the folder of the file that
+    says it: those under `training` are still to be placed (`place_training`), those of the named file are.
+
+    Args:
+        path: the YAML file.
+        overrides: `key.path=value` each, as if the file said so.
+
+    Raises:
+        SpecError: a file is unreadable, names no training, or names one that does not fit.
+    """
+    record = read_mapping(path)
+    for override in overrides:
+        set_key(record, override)
+    named = record.pop(_TRAINING_FROM, None)
+    if named is None and _TRAINING not in record:
+        raise SpecError(
+            "It does not name the training that it is about.",
+            where=f"{path}, {_TRAINING_FROM}",
+            fix="write the path of a training's configuration; what is to differ from it stands under `training`",
+        )
+    if named is not None:
+        if not isinstance(named, str):
+            raise SpecError(
+                "It must name a file.",
+                where=f"{path}, {_TRAINING_FROM}",
+                fix="write the path of a training's configuration",
+            )
+        changes = as_mapping(record.get(_TRAINING, {}), where=f"{path}, {_TRAINING}")
+        below = load_spec(Path(beside(path.absolute().parent, named)))
+        record[_TRAINING] = over(below.model_dump(mode="json"), changes)
+    return record
+
+
+def place_training(spec: RetrainSpec, path: Path) -> RetrainSpec:
+    """The same training, its relative paths made absolute: they are relative to the folder of the file `path`."""
     folder = path.absolute().parent
     return spec.model_copy(
         update={
-            "data": spec.data.model_copy(update={"source": _beside(folder, spec.data.source)}),
+            "data": spec.data.model_copy(update={"source": beside(folder, spec.data.source)}),
             "golden": spec.golden.model_copy(
                 update={
-                    "path": _beside(folder, spec.golden.path),
-                    "paraphrases": spec.golden.paraphrases and _beside(folder, spec.golden.paraphrases),
+                    "path": beside(folder, spec.golden.path),
+                    "paraphrases": spec.golden.paraphrases and beside(folder, spec.golden.paraphrases),
                 }
             ),
             "curate": spec.curate.model_copy(
-                update={"semantic_model": spec.curate.semantic_model and _beside(folder, spec.curate.semantic_model)}
+                update={"semantic_model": spec.curate.semantic_model and beside(folder, spec.curate.semantic_model)}
             ),
-            "suites": tuple(suite.model_copy(update={"path": _beside(folder, suite.path)}) for suite in spec.suites),
+            "suites": tuple(suite.model_copy(update={"path": beside(folder, suite.path)}) for suite in spec.suites),
             "base_model": _model_beside(folder, spec.base_model),
         }
     )
@@ -71,13 +115,24 @@ def set_key(record: dict[str, Any], override: str) -> None:
         raise SpecError("The value is not YAML.", where=f"--set {override}", fix="quote it") from error
 
 
-def _beside(folder: Path, path: str) -> str:
+def over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """One record over another, group by group."""
+    merged = dict(below)
+    for name, value in above.items():
+        under = merged.get(name)
+        both = isinstance(under, dict) and isinstance(value, dict)
+        merged[name] = over(under, value) if both and isinstance(under, dict) else value
+    return merged
+
+
+def beside(folder: Path, path: str) -> str:
+    """A path as seen from a folder, absolute; a URI as it is."""
     return path if "://" in path else str((folder / Path(path).expanduser()).resolve())
 
 
 def _model_beside(folder: Path, uri: str) -> str:
     if uri.startswith("gguf:") and not uri.startswith("gguf:pkg:"):
-        return f"gguf:{_beside(folder, uri.removeprefix('gguf:'))}"
+        return f"gguf:{beside(folder, uri.removeprefix('gguf:'))}"
     if ":" in uri:
         return uri
-    return _beside(folder, uri)
+    return beside(folder, uri)

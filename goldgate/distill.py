@@ -11,12 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from goldgate.config import load_spec, parse, set_key
-from goldgate.synthesize import _beside, _over
+from goldgate.config import parse, place_training, read_with_training
 from tasks.contracts.distill import DistillResult, DistillSpec
-from tasks.contracts.errors import SpecError
 from tasks.contracts.numbers import metric_name, percent, place, points
-from tasks.contracts.parse import as_mapping, read_mapping
+from tasks.contracts.parse import read_mapping
 
 _TRAINING_FROM = "training_from"
 
@@ -52,37 +50,13 @@ def distill(
 
 
 def load_distillation(path: Path, overrides: Sequence[str] = ()) -> DistillSpec:
-    """Read a configuration.
-
-    `training_from` names the configuration of a training, relative to the file's folder; `training` says what is to
-    be otherwise there. Without it `training` is the whole of one. Paths under `training` are relative to the file's
-    folder.
+    """Read a configuration; its training as `goldgate.config.read_with_training` reads it.
 
     Raises:
         SpecError: unreadable, no YAML, an unknown key, or a value out of bounds; names the file and the field.
     """
-    record = read_mapping(path)
-    for override in overrides:
-        set_key(record, override)
-    folder = path.absolute().parent
-    named = record.pop(_TRAINING_FROM, None)
-    if named is not None:
-        if not isinstance(named, str):
-            raise SpecError(
-                "It must name a file.",
-                where=f"{path}, {_TRAINING_FROM}",
-                fix="write the path of a training's configuration",
-            )
-        other = record.get("training", {})
-        below = load_spec(Path(_beside(folder, named))).model_dump(mode="json")
-        record["training"] = _over(below, as_mapping(other, where=f"{path}, training"))
-    spec = parse(DistillSpec, record, where=str(path))
-    training = spec.training
-    changed = {
-        "data": training.data.model_copy(update={"source": _beside(folder, training.data.source)}),
-        "golden": training.golden.model_copy(update={"path": _beside(folder, training.golden.path)}),
-    }
-    return spec.model_copy(update={"training": training.model_copy(update=changed)})
+    spec = parse(DistillSpec, read_with_training(path, overrides), where=str(path))
+    return spec.model_copy(update={"training": place_training(spec.training, path)})
 
 
 def load_preset(config: str) -> dict[str, Any]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +11,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from goldgate.config import load_spec, parse, set_key
-from tasks.contracts.errors import SpecError
-from tasks.contracts.parse import as_mapping, read_mapping
+from goldgate.config import parse, place_training, read_with_training
 from tasks.contracts.sweep import SweepRef, SweepSpec
-
-_TRAINING, _TRAINING_FROM = "training", "training_from"
 
 
 def sweep(
@@ -55,27 +50,13 @@ def sweep(
 
 
 def load_sweep(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
-    """Read a configuration. `training_from` names that of the training, relative to the file's folder.
-
-    What `training` says wins over it, field by field; relative paths in it count from the training's own file.
+    """Read a configuration; its training as `goldgate.config.read_with_training` reads it.
 
     Raises:
         SpecError: unreadable, no YAML, an unknown key, or a value out of bounds; names the file and the field.
     """
-    record = read_mapping(path)
-    for override in overrides:
-        set_key(record, override)
-    source = record.pop(_TRAINING_FROM, None)
-    if not isinstance(source, str):
-        raise SpecError(
-            "It does not name the training that is searched.",
-            where=f"{path}, {_TRAINING_FROM}",
-            fix="write the path of a training's configuration; what is to differ from it stands under `training`",
-        )
-    changes = as_mapping(record.pop(_TRAINING, {}), where=f"{path}, {_TRAINING}")
-    file = (path.absolute().parent / Path(source).expanduser()).resolve()
-    training = load_spec(file, [f"{name}={json.dumps(value)}" for name, value in _leaves(changes)])
-    return parse(SweepSpec, record | {_TRAINING: training.model_dump(mode="json")}, where=str(path))
+    spec = parse(SweepSpec, read_with_training(path, overrides), where=str(path))
+    return spec.model_copy(update={"training": place_training(spec.training, path)})
 
 
 def load_preset(config: str, train_deployment: str | None = "train/gpu") -> dict[str, Any]:
@@ -115,13 +96,3 @@ def print_sweep(console: Console, spec: SweepSpec, result: SweepRef) -> None:
             console.print(escape(sentence), highlight=False, soft_wrap=True)
     console.print()
     console.print(escape(result.folder), highlight=False, soft_wrap=True)
-
-
-def _leaves(record: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """The values of a nested mapping, each under the path of its keys."""
-    for name, value in record.items():
-        path = f"{above}{name}"
-        if isinstance(value, dict) and value:
-            yield from _leaves(value, f"{path}.")
-        else:
-            yield path, value

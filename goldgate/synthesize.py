@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from goldgate.config import load_spec, parse, set_key
+from goldgate.config import beside, load_spec, over, parse, set_key
 from tasks.contracts.errors import SpecError
 from tasks.contracts.numbers import percent
 from tasks.contracts.parse import read_mapping
@@ -71,15 +71,15 @@ def load_synthesis(path: Path, overrides: Sequence[str] = ()) -> SynthesizeSpec:
                 where=f"{path}, {_TASK_FROM}",
                 fix="write the path of a training's configuration",
             )
-        training = load_spec(Path(_beside(folder, shared))).model_dump(mode="json", include={*_SHARED})
-        record = _over(training, record)
+        training = load_spec(Path(beside(folder, shared))).model_dump(mode="json", include={*_SHARED})
+        record = over(training, record)
     spec = parse(SynthesizeSpec, record, where=str(path))
     changed: dict[str, Any] = {
-        "data": spec.data.model_copy(update={"source": _beside(folder, spec.data.source)}),
-        "golden": spec.golden.model_copy(update={"path": _beside(folder, spec.golden.path)}),
+        "data": spec.data.model_copy(update={"source": beside(folder, spec.data.source)}),
+        "golden": spec.golden.model_copy(update={"path": beside(folder, spec.golden.path)}),
     }
     if spec.documents is not None:
-        changed["documents"] = spec.documents.model_copy(update={"path": _beside(folder, spec.documents.path)})
+        changed["documents"] = spec.documents.model_copy(update={"path": beside(folder, spec.documents.path)})
     return spec.model_copy(update=changed)
 
 
@@ -122,17 +122,3 @@ def print_synthesis(console: Console, result: SynthesisRef) -> None:
         say(f"Stopped early: {result.stopped}, and one more request could have exceeded it. What was paid is kept.")
     say("Put the file beside the real rows, in a folder of parts that `data.source` names:")
     say(result.path)
-
-
-def _beside(folder: Path, path: str) -> str:
-    return path if "://" in path else str((folder / Path(path).expanduser()).resolve())
-
-
-def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """One record over another, group by group."""
-    merged = dict(below)
-    for name, value in above.items():
-        under = merged.get(name)
-        both = isinstance(under, dict) and isinstance(value, dict)
-        merged[name] = _over(under, value) if both and isinstance(under, dict) else value
-    return merged

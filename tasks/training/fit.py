@@ -30,7 +30,7 @@ from tasks.training.curve import PLAN_TAG, continue_curve, set_aside_other_plans
 from tasks.training.energy import EnergyMeter, find_meters
 from tasks.training.examples import Example, WeightFacts, read_weights, sum_up_weights, tokenize_row
 from tasks.training.forecast import device_words, price_of
-from tasks.training.frozen_base import compute_dtype, device_name, load_for_training
+from tasks.training.frozen_base import compute_dtype, device_name, load_for_training, written_out_weights
 from tasks.training.guards import check_changed, check_training, fingerprint_weights
 from tasks.training.job import SUMMARY, TrainJob, TrainResult, write_progress, write_whole
 from tasks.training.manifest import MANIFEST, facts_to_log, write_manifest
@@ -126,11 +126,13 @@ def train(job: TrainJob) -> TrainResult | None:
         )
         write_progress(job.scratch, Progress(plan.total_steps, plan.total_steps, "steps", "merging"))
         _save(job, trainer.model, trained, plan, result, weights)
+        # Several processes may each have a part of the base only.
+        written_out = written_out_weights(model, plan, device) if state.num_processes == 1 else None
         del trainer, watcher, model  # two copies of the base model need not be in memory
         gc.collect()
         skews = merge_adapter(
             job.model_folder, job.out / "adapter", job.out / "merged", plan, device, material.dev,
-            trust_code=trusts_code(job.request.recipe, job.model_folder),
+            trust_code=trusts_code(job.request.recipe, job.model_folder), written_out=written_out,
         )  # fmt: skip
         manifest = write_manifest(
             job.out, job, plan, result, named, meter.energy(),

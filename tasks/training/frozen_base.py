@@ -52,7 +52,14 @@ def compute_dtype(device: str, wanted: ComputeType = ComputeType.AUTO) -> torch.
     return torch.bfloat16 if in_hardware or wanted is ComputeType.BFLOAT16 else torch.float32
 
 
-def load_for_training(model_folder: Path, plan: TrainPlan, device: str, *, trust_code: bool = False) -> PreTrainedModel:
+def load_for_training(
+    model_folder: Path,
+    plan: TrainPlan,
+    device: str,
+    *,
+    trust_code: bool = False,
+    written_out: dict[str, torch.Tensor] | None = None,
+) -> PreTrainedModel:
     """The model to train, as the plan's method and speed hold it.
 
     - qlora, packed: NF4 weights, dequantised again in every forward and backward pass.
@@ -66,6 +73,7 @@ def load_for_training(model_folder: Path, plan: TrainPlan, device: str, *, trust
         plan: `method`, `speed.base` and `speed.compute_dtype` are used.
         device: "cuda" or "cpu".
         trust_code: run the code that came with the model.
+        written_out: for qlora, dequantised: as `load_dequantised`.
     """
     compute: torch.dtype = getattr(torch, plan.speed.compute_dtype)
     if plan.method is TrainMethod.FULL:
@@ -74,7 +82,7 @@ def load_for_training(model_folder: Path, plan: TrainPlan, device: str, *, trust
         return load_plain(model_folder, device, compute, trust_code=trust_code)
     if plan.speed.base == "packed":
         return load_nf4(model_folder, device, compute, trust_code=trust_code)
-    return load_dequantised(model_folder, device, compute, trust_code=trust_code)
+    return load_dequantised(model_folder, device, compute, trust_code=trust_code, written_out=written_out)
 
 
 def load_plain(
@@ -120,7 +128,12 @@ def load_nf4(
 
 @torch.no_grad()
 def load_dequantised(
-    model_folder: Path, device: str, dtype: torch.dtype = torch.float32, *, trust_code: bool = False
+    model_folder: Path,
+    device: str,
+    dtype: torch.dtype = torch.float32,
+    *,
+    trust_code: bool = False,
+    written_out: dict[str, torch.Tensor] | None = None,
 ) -> PreTrainedModel:
     """The NF4 base with its weights written out.
 
@@ -129,9 +142,23 @@ def load_dequantised(
     weights multiplied in float32 are not rounded, and differ by up to 1 part in 256.)
 
     Layers are quantised and written out in place, one after the other: there is never a second copy of the model.
+
+    Args:
+        model_folder: safetensors, config and tokenizer.
+        device: "cuda" or "cpu".
+        dtype: what holds the weights.
+        trust_code: run the code that came with the model.
+        written_out: what `written_out_weights` took from such a model, of the same base and dtype; then nothing is
+            quantised. The tensors go into the model, and the mapping is empty afterwards.
+
+    Raises:
+        KeyError: a layer is not among `written_out`.
     """
     model = load_plain(model_folder, device, torch.bfloat16, trust_code=trust_code)
-    for layer in _quantised_layers(model):
+    for name, layer in _quantised_layers(model):
+        if written_out is not None:
+            layer.weight.data = written_out.pop(f"{name}.weight")
+            continue
         weight = layer.weight.data
         stored = weight.T.contiguous() if isinstance(layer, Conv1D) else weight
         packed, state = bitsandbytes.functional.quantize_4bit(stored, quant_type="nf4", compress_statistics=True)
@@ -141,17 +168,34 @@ def load_dequantised(
             weight.copy_(numbers)  # in place: the file's mapped pages give way to what is written
         else:
             layer.weight.data = numbers.to(dtype).contiguous()
+    if written_out is not None:
+        written_out.clear()  # the rest is read from the files
     if dtype is torch.float32:
         _widen(model)
     return model
 
 
-def _quantised_layers(model: PreTrainedModel) -> Iterator[Any]:
+def written_out_weights(model: Any, plan: TrainPlan, device: str) -> dict[str, torch.Tensor] | None:
+    """The base of an adapted model as it was trained on, for `load_dequantised`: its tensors themselves, no copies.
+
+    None where there is nothing to gain: the base was not written out, or lay on a GPU, which quantises in no time and
+    may want the memory.
+    """
+    if plan.method is not TrainMethod.QLORA or plan.speed.base != "dequantised" or device != "cpu":
+        return None
+    return {
+        name.replace(".base_layer.", "."): parameter.data
+        for name, parameter in model.get_base_model().named_parameters()
+        if not parameter.requires_grad
+    }
+
+
+def _quantised_layers(model: PreTrainedModel) -> Iterator[tuple[str, Any]]:
     """The layers that transformers would quantise: linear ones, without the output layer and what is tied to it."""
     left = [*get_keys_to_not_convert(model), *(model._keep_in_fp32_modules or ())]
     for name, module in model.named_modules():
         if (type(module) is torch.nn.Linear or isinstance(module, Conv1D)) and should_convert_module(name, left):
-            yield module
+            yield name, module
 
 
 def _widen(model: PreTrainedModel) -> None:

@@ -34,11 +34,44 @@ log = logging.getLogger("goldgate.training")
 LOG = "worker.log"
 _PREVIOUS_LOG = "worker.previous.log"
 _POLL_SECONDS = 0.3
-_GRACE_SECONDS = 60.0  # for a step, a checkpoint and the end of the MLflow run, after an interrupt
+GRACE_SECONDS = 60.0  # for a step, a checkpoint and the end of the MLflow run, after an interrupt
 _TAIL_LINES = 12
 _KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)  # as subprocess, and as a shell or launcher reports it
 _TERMINATED = (-signal.SIGTERM, 128 + signal.SIGTERM)
 _SMALLER = "It ran out of memory; training again with half the batch and twice the accumulation"
+
+
+class _Training:
+    """A training process, and whether it was told to end: told twice, it would keep no checkpoint."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+        self.told = False
+
+    def tell_to_end(self) -> None:
+        if not self.told:
+            self.told = True
+            self.process.terminate()
+
+
+# Those of this process, as they are its children. Whoever hears a signal for it has nowhere else to look them up.
+_at_work: set[_Training] = set()
+
+
+def end_trainings() -> int:
+    """Tell every training of this process to end, whichever thread waits for it; how many there are.
+
+    Each keeps a checkpoint first, for which it has `GRACE_SECONDS`. Safe to call in a signal handler.
+    """
+    trainings = list(_at_work)
+    for training in trainings:
+        training.tell_to_end()
+    return len(trainings)
+
+
+def trainings_at_work() -> int:
+    """How many training processes of this process have not ended."""
+    return len(_at_work)
 
 
 def run_training(job: TrainJob, listener: ProgressListener) -> TrainResult:
@@ -51,7 +84,7 @@ def run_training(job: TrainJob, listener: ProgressListener) -> TrainResult:
         StoreError: the scratch folder cannot be written.
         GoldgateError: whatever the training process refused, as it said it.
     """
-    with _said_if_unusable(job.scratch):
+    with said_if_unusable(job.scratch):
         job.scratch.mkdir(parents=True, exist_ok=True)
     with _locked(job.scratch) as lock:
         try:
@@ -67,7 +100,7 @@ def run_training(job: TrainJob, listener: ProgressListener) -> TrainResult:
 
 def _train_once(job: TrainJob, lock: int, listener: ProgressListener) -> TrainResult:
     worker_log = job.scratch / LOG
-    with _said_if_unusable(job.scratch):
+    with said_if_unusable(job.scratch):
         for name in (RESULT, ERROR, PROGRESS):
             (job.scratch / name).unlink(missing_ok=True)
         (job.scratch / launcher.SPEC).write_text(job.model_dump_json(indent=2), encoding="utf-8")
@@ -83,12 +116,16 @@ def _train_once(job: TrainJob, lock: int, listener: ProgressListener) -> TrainRe
             pass_fds=[lock],  # the lock is held until the last process of this training is gone
             process_group=0,  # Ctrl-C in a terminal reaches this process alone, which then ends the training in order
         )
+    training = _Training(process)
     try:
+        _at_work.add(training)
         listener(Progress(0, 1, "steps", "loading the base model"))
         code = wait_for(process, job.scratch, listener)
     except BaseException:
-        _end(process, job.scratch, listener)
+        _end(training, job.scratch, listener)
         raise
+    finally:
+        _at_work.discard(training)
     if code == 0 and (job.scratch / RESULT).exists():
         return TrainResult.model_validate_json((job.scratch / RESULT).read_text(encoding="utf-8"))
     raise reason_of(code, job.scratch, worker_log)
@@ -108,17 +145,18 @@ def wait_for(process: subprocess.Popen[bytes], scratch: Path, listener: Progress
         time.sleep(_POLL_SECONDS)
 
 
-def _end(process: subprocess.Popen[bytes], scratch: Path, listener: ProgressListener) -> None:
+def _end(training: _Training, scratch: Path, listener: ProgressListener) -> None:
     """Ask the training to end, which keeps a checkpoint first; a second interrupt, or a minute, ends it at once."""
+    process = training.process
     if process.poll() is not None:
         return
-    process.terminate()
-    note = f"saving a checkpoint before it ends (at most {_GRACE_SECONDS:.0f} s); interrupt again to end at once"
+    training.tell_to_end()
+    note = f"saving a checkpoint before it ends (at most {GRACE_SECONDS:.0f} s); interrupt again to end at once"
     log.warning("stopping the training: %s", note)
     with suppress(Exception):  # whatever is wrong with the listener, the training has to be ended
         listener((read_progress(scratch) or Progress(0, 1, "steps", ""))._replace(note=note))
     try:
-        process.wait(_GRACE_SECONDS)
+        process.wait(GRACE_SECONDS)
     except BaseException as error:
         process.kill()
         process.wait()
@@ -195,7 +233,12 @@ def reason_of(code: int, scratch: Path, worker_log: Path) -> GoldgateError:
 
 
 @contextmanager
-def _said_if_unusable(scratch: Path) -> Iterator[None]:
+def said_if_unusable(scratch: Path) -> Iterator[None]:
+    """Turn what a full or forbidden disk raises into a refusal.
+
+    Raises:
+        StoreError: the folder cannot be used.
+    """
     try:
         yield
     except OSError as error:

@@ -15,10 +15,12 @@ from typing import Any, Literal, NamedTuple
 import psutil
 
 from tasks.contracts.guards import Finding
-from tasks.contracts.spec import Frozen, Guard, TrainSpec
+from tasks.contracts.prefer import PreferRequest
+from tasks.contracts.spec import Frozen, Guard, PreferenceSpec, TrainSpec
 from tasks.training.energy import Energy
 from tasks.training.forecast import cost_of, price_of
 from tasks.training.job import TrainJob, TrainResult, write_whole
+from tasks.training.prefer import PreferJob, PreferOutcome
 from tasks.training.recipe import TrainPlan
 from tasks.training.selfcheck import SelfCheck
 
@@ -38,7 +40,10 @@ class BaseFacts(Frozen):
 
 
 class DataFacts(Frozen):
-    """What was trained on: digest of the splits, and sha256 and rows of both files."""
+    """What was trained on: digest of the splits, and sha256 and rows of both files.
+
+    Of a preference tuning, `train` is the file of pairs, and `dev` the dev rows that no pair was mined from.
+    """
 
     splits_digest: str
     train_sha256: str
@@ -96,8 +101,13 @@ class TrainingManifest(Frozen):
 
     Attributes:
         schema_version: raised when a field changes its meaning or goes.
+        stage: "train", or "prefer" for a preference tuning of what a training made.
         name: the task.
         fingerprint: of the training.
+        recipe: of the training; a preference tuning keeps its adapter and base, and the rest is in `preference`.
+        preference: of a preference tuning; None for a training.
+        adapter_before: digest of the adapter that a preference tuning started from; None for a training.
+        plan: every number of this stage.
         seed: of everything random.
         tokens: of the rows trained on, prompts and answers, no padding.
         tokens_computed: positions that forward passes worked out: padding added, shared prefixes once; None if it was
@@ -110,11 +120,14 @@ class TrainingManifest(Frozen):
     """
 
     schema_version: Literal[1] = 1
+    stage: Literal["train", "prefer"] = "train"
     name: str
     fingerprint: str
     base: BaseFacts
     data: DataFacts
     recipe: TrainSpec
+    preference: PreferenceSpec | None = None
+    adapter_before: str | None = None
     plan: TrainPlan
     seed: int
     python: str
@@ -145,9 +158,9 @@ class _Counted(NamedTuple):
 
 def write_manifest(
     out: Path,
-    job: TrainJob,
+    job: TrainJob | PreferJob,
     plan: TrainPlan,
-    result: TrainResult,
+    result: TrainResult | PreferOutcome,
     device_words: str,
     energy: Energy,
     *,
@@ -178,9 +191,12 @@ def write_manifest(
         KeyError: a finding has no reason in the request's `accept_risks`, so it should have stopped the run.
     """
     request = job.request
-    train, dev = _count(job.train_file), _count(job.dev_file)
+    tuning = request if isinstance(request, PreferRequest) else None
+    reasons = {} if isinstance(request, PreferRequest) else request.accept_risks
+    train, dev = (_count(file) for file in _files_of(job))
     price = price_of(request.execution.prices, device_words)
     manifest = TrainingManifest(
+        stage="train" if tuning is None else "prefer",
         name=request.name,
         fingerprint=job.fingerprint,
         base=BaseFacts(source=without_place(request.base.source), digest=request.base.digest),
@@ -192,6 +208,8 @@ def write_manifest(
             dev_rows=dev.rows,
         ),
         recipe=request.recipe,
+        preference=None if tuning is None else tuning.preference,
+        adapter_before=None if tuning is None else tuning.trained.adapter_digest,
         plan=plan,
         seed=plan.seed,
         python=platform.python_version(),
@@ -204,9 +222,9 @@ def write_manifest(
             cuda=_cuda_version() if result.device != "cpu" else None,
         ),
         steps=result.steps,
-        best_step=result.best_step,
+        best_step=result.best_step if isinstance(result, TrainResult) else result.steps,  # tuning keeps its last step
         dev_loss=result.dev_loss,
-        stopped_early=result.stopped_early,
+        stopped_early=isinstance(result, TrainResult) and result.stopped_early,
         resumed_from_step=result.resumed_from_step,
         tokens=result.tokens,
         tokens_computed=tokens_computed,
@@ -221,7 +239,7 @@ def write_manifest(
         skews=tuple(dict(skew._asdict()) for skew in skews),
         self_check=None if self_check is None else _facts_of(self_check),
         accepted_risks=tuple(
-            AcceptedRisk(guard=one.guard, found=one.found, reason=request.accept_risks[one.guard]) for one in findings
+            AcceptedRisk(guard=one.guard, found=one.found, reason=reasons[one.guard]) for one in findings
         ),
     )
     write_whole(out / MANIFEST, manifest.model_dump_json(indent=2) + "\n")
@@ -251,6 +269,13 @@ def library_versions(names: Sequence[str]) -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _files_of(job: TrainJob | PreferJob) -> tuple[Path, Path]:
+    """What is learned from, and what the dev loss is taken on."""
+    if isinstance(job, PreferJob):
+        return job.pairs_file, job.held_out_file
+    return job.train_file, job.dev_file
 
 
 def _count(path: Path) -> _Counted:

@@ -40,14 +40,15 @@ def merge_adapter(
     *,
     trust_code: bool = False,
     shard_size: str = "4GB",
+    written_out: dict[str, torch.Tensor] | None = None,
 ) -> list[Skew]:
     """Write the trained model into `out`: bfloat16 safetensors, tokenizer and chat template; say how it is skewed.
 
     A QLoRA adapter was trained to correct the dequantised NF4 weights, so W = dequant(NF4(W0)) + (alpha / r) B A is
     what was trained, but for rounding; on the original weights W0 it may answer otherwise. Both are made, both are
-    measured against the model as trained, on dev rows and on the bytes as written, and the one with the smaller
-    divergence stays. A LoRA adapter goes onto the base as it is. With method full, `adapter_folder` holds the trained
-    model (float32), and rounding it is all there is to do.
+    measured against the model as trained, on dev rows and in bfloat16 as written, and the one with the smaller
+    divergence stays; the second is written only if it is that. A LoRA adapter goes onto the base as it is. With method
+    full, `adapter_folder` holds the trained model (float32), and rounding it is all there is to do.
 
     A layer's sum is taken in float32 and rounded once. One model is in memory at a time, in the dtype it was trained
     in, so merging needs no more memory than training; the bytes depend on neither where the base model lay nor where
@@ -63,6 +64,8 @@ def merge_adapter(
         at_most: dev rows that are looked at, spread evenly; fewer of long ones (see `draw_samples`).
         trust_code: run the code that came with the model; it is handed on with the merged one.
         shard_size: largest file of weights.
+        written_out: the base as it was trained on, where that process still has it (`written_out_weights`): it need not
+            be quantised again. It is empty afterwards.
 
     Returns:
         The skew of what was written first, then that of what was not chosen.
@@ -73,7 +76,7 @@ def merge_adapter(
     full = plan.method is TrainMethod.FULL
     compute = torch.float32 if full else getattr(torch, plan.speed.compute_dtype)
     bases = ("nothing",) if full else ("nf4", "base") if plan.method is TrainMethod.QLORA else ("base",)
-    written = {onto: out.with_name(f"{out.name}.onto-{onto}") for onto in bases}
+    written = out.with_name(f"{out.name}.part")
     device = _roomy_device(model_folder, device)
 
     def load(folder: Path, dtype: torch.dtype | str) -> Any:
@@ -90,7 +93,7 @@ def merge_adapter(
     if full:
         model = load(adapter_folder, torch.float32)
     else:
-        base = load_for_training(model_folder, plan, device, trust_code=trust_code)
+        base = load_for_training(model_folder, plan, device, trust_code=trust_code, written_out=written_out)
         model = PeftModel.from_pretrained(base, adapter_folder)
         del base
     samples = draw_samples(dev, at_most, len(model.get_output_embeddings().weight))
@@ -103,17 +106,24 @@ def merge_adapter(
             if model is None:
                 gc.collect()
                 model = load_adapted(onto)
-            _write(model if full else _merged(model), model_folder, written[onto], shard_size, trust_code=trust_code)
+            model = _rounded(model if full else _merged(model))
+            if not skews:
+                _write(model, model_folder, written, shard_size, trust_code=trust_code)
+                model = None
+                gc.collect()
+                model = load(written, compute)
+            else:
+                _cast(model, compute)
+            skews.append(measure_skew(trained, model, samples, device, onto))
+            if skews[-1].kl < skews[0].kl:
+                _write(_rounded(model), model_folder, written, shard_size, trust_code=trust_code)
             model = None
-            gc.collect()
-            skews.append(measure_skew(trained, load(written[onto], compute), samples, device, onto))
         skews.sort(key=lambda skew: skew.kl)
         if out.exists():
             shutil.rmtree(out)
-        written[skews[0].onto].rename(out)
+        written.rename(out)
     finally:
-        for folder in written.values():
-            shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(written, ignore_errors=True)
     for skew in skews:
         log.info("merged onto %s: KL %.2g nats a token, same token %.1f %%", skew.onto, skew.kl, 100 * skew.same_top)
     return skews
@@ -144,15 +154,30 @@ def _merged(adapted: PeftModel) -> Any:
     return adapted.unload()
 
 
-def _write(model: Any, model_folder: Path, out: Path, shard_size: str, *, trust_code: bool) -> None:
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """Hold every parameter in a dtype, one at a time."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
+def _rounded(model: Any) -> Any:
+    """The model in the numbers that are written: bfloat16, all finite.
+
+    Raises:
+        TrainingError: one is not.
+    """
+    _cast(model, torch.bfloat16)
     for name, parameter in model.named_parameters():
-        parameter.data = parameter.data.to(torch.bfloat16)
         if not bool(torch.isfinite(parameter.data).all()):
             raise TrainingError(
                 f"The trained weights of {name} are not finite (NaN or infinity).",
                 where="train",
                 fix="lower `train.learning_rate` (half is a good try), or look for damaged rows",
             )
+    return model
+
+
+def _write(model: Any, model_folder: Path, out: Path, shard_size: str, *, trust_code: bool) -> None:
     model.config.dtype = torch.bfloat16
     model.config.name_or_path = ""  # the same bytes wherever the base model was kept
     shutil.rmtree(out, ignore_errors=True)  # what a killed process left

@@ -35,9 +35,12 @@ from tasks.contracts.spec import BatchLayout, Kernels
 from tasks.tracking import TrackedRun, open_run
 from tasks.training.base_model import trusts_code
 from tasks.training.checkpoints import CURVES
+from tasks.training.energy import EnergyMeter, find_meters
 from tasks.training.examples import Example, tokenize_row
-from tasks.training.frozen_base import compute_dtype, device_name, load_for_training
+from tasks.training.forecast import device_words
+from tasks.training.frozen_base import compute_dtype, device_name, load_for_training, written_out_weights
 from tasks.training.job import SUMMARY, append_record, write_progress, write_whole
+from tasks.training.manifest import MANIFEST, facts_to_log, write_manifest
 from tasks.training.merge import merge_adapter
 from tasks.training.prefer import Pair, PreferJob, PreferOutcome, read_pairs
 from tasks.training.recipe import TrainPlan, make_plan
@@ -90,7 +93,8 @@ def tune(job: PreferJob) -> PreferOutcome:
         listener.keep({"step": 0, **start._asdict()})
         trainer = make_trainer(job, plan, device, model, tokenizer, pairs, listener)
         started = time.monotonic()
-        trainer.train()
+        with EnergyMeter(find_meters(device)) as meter:
+            trainer.train()
         seconds = time.monotonic() - started
         check_moved(trainer.model)
         end = _state(trainer.model, pairs, held_out, plan.batch_size)
@@ -98,12 +102,13 @@ def tune(job: PreferJob) -> PreferOutcome:
         trainable = sum(p.numel() for name, p in trainer.model.named_parameters() if f".{_POLICY}." in name)
         write_progress(job.scratch, Progress(plan.total_steps, plan.total_steps, "steps", "merging"))
         _save_adapter(job, trainer.model)
+        written_out = written_out_weights(model, plan, device)
         del trainer, model, listener  # two copies of the base model need not be in memory
         gc.collect()
         skews = merge_adapter(
             job.model_folder, job.out / "adapter", job.out / "merged", plan, device,
             [pair.chosen for pair in pairs],  # of the mined part: the held-out part chooses nothing
-            trust_code=trust_code,
+            trust_code=trust_code, written_out=written_out,
         )  # fmt: skip
         rows = math.ceil(plan.total_rows * sum(len(e.input_ids) for pair in pairs for e in pair) / len(pairs))
         result = PreferOutcome(
@@ -133,8 +138,10 @@ def tune(job: PreferJob) -> PreferOutcome:
             "merges": [skew._asdict() for skew in skews],
         }
         write_whole(job.out / SUMMARY, json.dumps(summary, indent=2) + "\n")
-        run.log_artifact(job.out / CURVES)
-        run.log_artifact(job.out / SUMMARY)
+        manifest = write_manifest(job.out, job, plan, result, device_words(device), meter.energy(), skews=skews)
+        run.log_metrics(facts_to_log(manifest), step=plan.total_steps)
+        for name in CURVES, SUMMARY, MANIFEST:
+            run.log_artifact(job.out / name)
     return result
 
 

@@ -14,12 +14,11 @@ from pathlib import Path
 
 from tasks.contracts.errors import GoldgateError, TrainingError
 from tasks.contracts.progress import Progress, ProgressListener
-from tasks.training.job import RESULT
-from tasks.training.launch import refusal_in, wait_for
+from tasks.training.job import CANNOT_WRITE, RESULT
+from tasks.training.launch import refusal_in, said_if_unusable, wait_for
 from tasks.training.launcher import worker_environment
 from tasks.training.prefer import PreferJob, PreferOutcome
 
-OUT_OF_MEMORY_FIX = "lower `preference.batch_size` or `data.max_characters`, or free memory; the stage starts anew"
 _GRACE_SECONDS = 10.0  # for the process to close its MLflow run after an interrupt
 _TAIL_LINES = 12
 
@@ -29,10 +28,12 @@ def run_preference(job: PreferJob, listener: ProgressListener) -> PreferOutcome:
 
     Raises:
         TrainingError: it ended without a result.
+        StoreError: the scratch folder cannot be written.
         GoldgateError: whatever it refused, as it said it.
     """
     spec = job.scratch / "spec.json"
-    spec.write_text(job.model_dump_json(indent=2), encoding="utf-8")
+    with said_if_unusable(job.scratch):
+        spec.write_text(job.model_dump_json(indent=2), encoding="utf-8")
     log = job.scratch / "worker.log"
     tether = [sys.executable, "-m", "tasks.training.tether", str(os.getpid())]
     with log.open("ab") as out:
@@ -42,6 +43,7 @@ def run_preference(job: PreferJob, listener: ProgressListener) -> PreferOutcome:
             stdout=out,
             stderr=subprocess.STDOUT,
             env=_environment(),
+            process_group=0,  # Ctrl-C in a terminal reaches this process alone, which then ends the tuning in order
         )
     listener(Progress(0, 1, "steps", "loading the model"))
     try:
@@ -60,11 +62,15 @@ def reason_of(code: int, scratch: Path, log: Path) -> GoldgateError:
     refused = refusal_in(scratch)
     if refused is not None:
         return refused
+    from tasks.training.failures import PREFERENCE_TUNING, no_room
+
+    if code == CANNOT_WRITE:
+        return no_room(scratch, f"the end of {log.name} has more", PREFERENCE_TUNING)
     if code == -signal.SIGKILL:
         return TrainingError(
             "The preference tuning was killed (SIGKILL), most likely because the machine ran out of memory.",
             where=str(log),
-            fix=OUT_OF_MEMORY_FIX,
+            fix=PREFERENCE_TUNING.memory_fix,
         )
     lines = log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:]
     tail = "\n".join(f"    {line}" for line in lines)

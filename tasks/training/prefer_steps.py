@@ -6,7 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -18,10 +18,13 @@ from tasks.contracts.references import ItemOutcome, SplitsRef, TrainedModelRef
 from tasks.contracts.rows import read_rows, write_rows
 from tasks.contracts.spec import PreferenceSpec, RetrainSpec, TrainMethod
 from tasks.runtime import open_store, progress_of, say_done
-from tasks.store import digest_folder, fingerprint
+from tasks.store import Artefact, digest_folder, fingerprint
+
+if TYPE_CHECKING:
+    from tasks.training.prefer import PreferOutcome
 
 _MINE_VERSION = 1  # raise when other pairs are made of the same answers
-_PREFER_VERSION = 1  # raise when tuning changes what it makes of the same pairs
+_PREFER_VERSION = 2  # raise when tuning changes what it makes of the same pairs
 
 
 def check_can_prefer(spec: RetrainSpec) -> None:
@@ -85,17 +88,11 @@ def tune_preferences(request: PreferRequest) -> TrainedModelRef:
     Raises:
         GoldgateError: as `tasks.training.prefer_launch.run_preference`.
     """
-    from tasks.training.prefer import PAIRS, PreferJob, PreferOutcome
+    from tasks.training.prefer import PAIRS, PreferJob
     from tasks.training.prefer_launch import run_preference
 
     store = open_store(request.execution)
-    config = {"task": request.task, "recipe": request.recipe, "preference": request.preference}
-    inputs = {
-        "base": request.base.digest,
-        "splits": request.splits.digest,
-        "trained": request.trained.digest,
-        "pairs": request.pairs.digest,
-    }
+    config, inputs = _recipe(request)
     recipe = fingerprint("prefer", _PREFER_VERSION, config, inputs)
 
     def make(out: Path) -> Mapping[str, Any]:
@@ -119,8 +116,61 @@ def tune_preferences(request: PreferRequest) -> TrainedModelRef:
 
     with progress_of("prefer") as listener:
         artefact = store.produce("prefer", _PREFER_VERSION, config, inputs, make)
+    say_done("prefer", _outcome(artefact).sentence(), reused=artefact.reused)
+    return _reference(artefact)
+
+
+def find_tuned(request: PreferRequest) -> TrainedModelRef | None:
+    """What was made of this request before; None when it has to be tuned."""
+    return _kept(request, reused=True)
+
+
+def fetch_tuned(request: PreferRequest) -> TrainedModelRef:
+    """What another worker has just made of this request, found in the store that both share.
+
+    Raises:
+        TrainingError: it is not there.
+    """
+    tuned = _kept(request, reused=False)
+    if tuned is None:
+        raise TrainingError(
+            "The preference tuning has ended well, but its model is not in the store of this run.",
+            where=request.execution.store,
+            fix="give all workers one `execution.store` that all can reach, and the same version of Goldgate",
+        )
+    return tuned
+
+
+def _kept(request: PreferRequest, *, reused: bool) -> TrainedModelRef | None:
+    config, inputs = _recipe(request)
+    artefact = open_store(request.execution).find("prefer", fingerprint("prefer", _PREFER_VERSION, config, inputs))
+    if artefact is None:
+        return None
+    say_done("prefer", _outcome(artefact).sentence(), reused=reused)
+    return _reference(artefact).model_copy(update={"reused": reused})
+
+
+def _recipe(request: PreferRequest) -> tuple[dict[str, Any], dict[str, str]]:
+    """What the tuned model depends on: configuration, and digests of what is read."""
+    return (
+        {"task": request.task, "recipe": request.recipe, "preference": request.preference},
+        {
+            "base": request.base.digest,
+            "splits": request.splits.digest,
+            "trained": request.trained.digest,
+            "pairs": request.pairs.digest,
+        },
+    )
+
+
+def _outcome(artefact: Artefact) -> PreferOutcome:
+    from tasks.training.prefer import PreferOutcome
+
     facts = artefact.manifest.facts
-    result = PreferOutcome.model_validate({name: facts[name] for name in PreferOutcome.model_fields})
-    say_done("prefer", result.sentence(), reused=artefact.reused)
+    return PreferOutcome.model_validate({name: facts[name] for name in PreferOutcome.model_fields})
+
+
+def _reference(artefact: Artefact) -> TrainedModelRef:
+    facts = artefact.manifest.facts
     own = TrainedModelRef.model_fields.keys() & facts.keys()
     return TrainedModelRef(**artefact.reference(), **{name: facts[name] for name in own})

@@ -6,7 +6,6 @@ same command starts anew.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import os
@@ -14,10 +13,9 @@ import signal
 import sys
 from pathlib import Path
 
-from tasks.contracts.errors import GoldgateError, StoreError, TrainingError
-from tasks.training.job import ERROR, RESULT, write_whole
+from tasks.contracts.errors import GoldgateError
+from tasks.training.job import CANNOT_WRITE, ERROR, RESULT, write_whole
 from tasks.training.prefer import PreferJob
-from tasks.training.prefer_launch import OUT_OF_MEMORY_FIX
 from tasks.training.tether import TETHERED, die_with_parent
 
 log = logging.getLogger("goldgate.training")
@@ -28,7 +26,12 @@ def _interrupt(*_: object) -> None:
 
 
 def main(spec: Path) -> int:
-    """Run the job of a spec file; 0 when `result.json` is written, else 1 with the reason in `error.json`."""
+    """Run the job of a spec file.
+
+    Returns:
+        0 when `result.json` is written, 130 when it was interrupted; else 1 with the reason in `error.json`, or 74 when
+        not even that could be written.
+    """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     if os.environ.get(TETHERED):
         die_with_parent(None)
@@ -41,40 +44,29 @@ def main(spec: Path) -> int:
 
         torch.set_flush_denormal(True)  # as in the first training
         result = tune(job)
+        write_whole(job.scratch / RESULT, result.model_dump_json(indent=2))
     except KeyboardInterrupt:
         log.info("interrupted; the next run starts this stage anew")
         return 130
     except Exception as error:
-        refusal = _as_refusal(error)
-        if refusal is None:
+        from tasks.training.failures import PREFERENCE_TUNING, explain
+
+        failure = explain(error, job.scratch, PREFERENCE_TUNING)
+        if failure is None:
             raise
-        log.error("%s", refusal, exc_info=error)
-        record = {"type": type(refusal).__name__, "what": refusal.what, "where": refusal.where, "fix": refusal.fix}
-        write_whole(job.scratch / ERROR, json.dumps(record))
-        return 1
-    write_whole(job.scratch / RESULT, result.model_dump_json(indent=2))
+        log.error("%s", failure.refusal, exc_info=error)
+        return _refuse(job, failure.refusal)
     return 0
 
 
-def _as_refusal(error: Exception) -> GoldgateError | None:
-    """The error as a person should meet it; None for one that nobody foresaw."""
-    import torch
-
-    if isinstance(error, GoldgateError):
-        return error
-    if isinstance(error, torch.OutOfMemoryError | MemoryError) or "can't allocate memory" in str(error):
-        return TrainingError(
-            f"Preference tuning ran out of memory: {str(error).splitlines()[0]}",
-            where="preference.batch_size",
-            fix=OUT_OF_MEMORY_FIX,
-        )
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES):
-        return StoreError(
-            f"Preference tuning cannot write: {error.strerror}",
-            where=str(error.filename),
-            fix="free space or allow writing there; the stage starts anew",
-        )
-    return None
+def _refuse(job: PreferJob, refusal: GoldgateError) -> int:
+    record = {"type": type(refusal).__name__, "what": refusal.what, "where": refusal.where, "fix": refusal.fix}
+    try:
+        write_whole(job.scratch / ERROR, json.dumps(record))
+    except OSError as error:
+        log.error("the reason could not be written to %s: %s", job.scratch, error)
+        return CANNOT_WRITE
+    return 1
 
 
 if __name__ == "__main__":

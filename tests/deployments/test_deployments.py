@@ -21,8 +21,19 @@ from prefect.utilities.templating import apply_values
 from goldgate import services
 from goldgate.config import load_spec
 from goldgate.synthesize import load_synthesis
-from tasks.contracts.spec import EvaluationSpec, RetrainSpec
+from tasks.contracts.prefer import PairsRef, PreferRequest
+from tasks.contracts.references import BaseModelRef, SplitsRef, TrainRequest
+from tasks.contracts.spec import (
+    EvaluationSpec,
+    ExecutionSpec,
+    PreferenceSpec,
+    RetrainSpec,
+    TaskKind,
+    TaskSpec,
+    TrainSpec,
+)
 from tasks.contracts.synthesis import SynthesizeSpec
+from tests.report.example import example_trained
 
 ROOT = services.PROJECT
 DEPLOYMENTS: list[dict[str, Any]] = yaml.safe_load((ROOT / "deployments/prefect.yaml").read_text())["deployments"]
@@ -82,11 +93,38 @@ def test_parameters_fit_the_flow(deployment: dict[str, Any]) -> None:
     flow: Flow[..., Any] = load_flow_from_entrypoint(deployment["entrypoint"])
     parameters = parameters_of(deployment)
     if not parameters:
-        assert full_name(deployment) == "train/gpu"  # its request is made by `retrain`
+        assert full_name(deployment) == "train/gpu"  # its request is made by the flow that waits for it
         return
     schema = parameter_schema(flow).model_dump_for_openapi()
     validate(parameters, schema, raise_on_error=True)  # what the server checks before a run is made
     assert flow.validate_parameters(parameters).keys() >= parameters.keys()  # what the run checks when it starts
+
+
+def test_one_deployment_trains_and_tunes() -> None:
+    """And tells the two requests apart by what they hold."""
+    made = {"uri": "unused", "fingerprint": "f" * 64, "digest": "d" * 64}
+    both: dict[str, Any] = {
+        "name": "tickets",
+        "task": TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which team?", labels=("billing", "support")),
+        "splits": SplitsRef(**made, step="curate", train_rows=1, dev_rows=1, removed={}),
+        "base": BaseModelRef(**made, step="base_model", source="base"),
+        "recipe": TrainSpec(),
+        "execution": ExecutionSpec(),
+    }
+    pairs = PairsRef(**made, step="mine_pairs", asked=9, wrong=8, pairs=8)
+    requests = [
+        TrainRequest(**both),
+        PreferRequest(**both, trained=example_trained(), pairs=pairs, preference=PreferenceSpec()),
+    ]
+    flow: Flow[..., Any] = load_flow_from_entrypoint("flows.train.train")
+    schema = parameter_schema(flow).model_dump_for_openapi()
+    for request in requests:
+        parameters = {"request": request.model_dump(mode="json")}
+        validate(parameters, schema, raise_on_error=True)
+        assert flow.validate_parameters(parameters) == {"request": request}
+    neither = requests[1].model_dump(mode="json", exclude={"pairs"})
+    with pytest.raises(ValidationError, match="request"):
+        validate({"request": neither}, schema, raise_on_error=True)
 
 
 def retrain_schema() -> dict[str, Any]:

@@ -7,20 +7,23 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
+from uuid import uuid4
 
 import pytest
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import FlowRun
 from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
+from prefect.states import Completed, Failed
 from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
 
 from flows.prefer import prefer, prefer_further
 from flows.retrain import retrain
-from flows.train import train_where_told
+from flows.train import train, train_where_told, tune_where_told
 from goldgate.prefer import print_preference
 from tasks.contracts.dev import DevPart, rows_of_part
-from tasks.contracts.errors import SpecError
-from tasks.contracts.prefer import DevEffect, PreferResult
+from tasks.contracts.errors import SpecError, TrainingError
+from tasks.contracts.prefer import DevEffect, PreferRequest, PreferResult
 from tasks.contracts.references import BaseModelRef, ItemOutcome, RunResult, SplitsRef, TrainedModelRef, TrainRequest
 from tasks.contracts.rows import Row, read_rows
 from tasks.contracts.spec import (
@@ -214,6 +217,61 @@ def test_the_tuned_model_is_the_candidate_of_a_whole_run(spec: RetrainSpec, ran:
     assert tuned.merged_digest == ran.result.tuned.merged_digest
 
 
+def test_a_tuning_runs_where_trainings_run(spec: RetrainSpec, ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of its own of the deployment that trains; only the request passes through Prefect, as JSON."""
+    handed: list[tuple[str, str]] = []
+
+    def on_a_worker(name: str, parameters: dict[str, Any], timeout: float) -> FlowRun:
+        asked = train.validate_parameters(json.loads(json.dumps(parameters)))
+        state = train(**asked, return_state=True)
+        with get_client(sync_client=True) as client:
+            run = client.read_flow_run(state.state_details.flow_run_id)
+        handed.append((name, run.name))
+        return run
+
+    monkeypatch.setattr("flows.train.run_deployment", on_a_worker)
+    execution = spec.execution.model_copy(update={"train_deployment": "train/gpu"})
+    other = spec.model_copy(
+        update={"execution": execution, "preference": PREFERENCE.model_copy(update={"beta": 0.2, "epochs": 1})}
+    )
+    result = prefer(other)
+    assert handed == [("train/gpu", "tune tickets")], "the training was found, the tuning was handed on"
+    assert result.tuned is not None
+    assert not result.tuned.reused
+    assert result.trained == ran.result.trained.model_copy(update={"reused": True})
+    assert ran.result.tuned is not None
+    assert result.tuned.merged_digest != ran.result.tuned.merged_digest
+    again = prefer(other)
+    assert len(handed) == 1, "what is tuned needs no worker"
+    assert again.tuned == result.tuned.model_copy(update={"reused": True})
+
+
+def test_a_tuning_that_failed_elsewhere_is_named(spec: RetrainSpec, ran: Ran, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failed(name: str, parameters: dict[str, Any], timeout: float) -> FlowRun:
+        return FlowRun(flow_id=uuid4(), name="brave-otter", state=Failed(message="no memory"))
+
+    def lost(name: str, parameters: dict[str, Any], timeout: float) -> FlowRun:
+        return FlowRun(flow_id=uuid4(), name="brave-otter", state=Completed())
+
+    asked = PreferRequest.of(spec, ran.trained_from.splits, ran.trained_from.base, ran.result.trained, ran.result.pairs)
+    request = asked.model_copy(
+        update={
+            "preference": PREFERENCE.model_copy(update={"beta": 0.7}),
+            "execution": spec.execution.model_copy(update={"train_deployment": "train/gpu"}),
+        }
+    )
+    monkeypatch.setattr("flows.train.run_deployment", failed)
+    with pytest.raises(TrainingError, match="The run that tunes preferences ended as Failed: no memory") as caught:
+        tune_where_told(request)
+    assert caught.value.where is not None
+    assert caught.value.where.endswith("of deployment train/gpu")
+    assert "starts the tuning anew" in caught.value.fix
+    monkeypatch.setattr("flows.train.run_deployment", lost)
+    with pytest.raises(TrainingError, match="its model is not in the store of this run") as caught:
+        tune_where_told(request)
+    assert caught.value.where == spec.execution.store
+
+
 def test_where_there_is_too_little_to_learn_from_the_model_stays(spec: RetrainSpec, ran: Ran) -> None:
     many = spec.model_copy(update={"preference": PREFERENCE.model_copy(update={"min_pairs": 10_000})})
     result = prefer(many)
@@ -254,6 +312,7 @@ def test_what_is_kept_says_what_it_was_made_of(spec: RetrainSpec, ran: Ran) -> N
 
 def test_a_whole_run_puts_the_tuned_model_before_the_gate(spec: RetrainSpec, ran: Ran) -> None:
     """And it is let through, since its pairs are of the dev rows that were checked; a second run makes nothing anew."""
+    tunings = len(list(Store(spec.execution.store).list("prefer")))
     first, again = (retrain(spec, return_state=True).result() for _ in range(2))
     assert ran.result.tuned is not None
     for one in (first, again):
@@ -262,4 +321,4 @@ def test_a_whole_run_puts_the_tuned_model_before_the_gate(spec: RetrainSpec, ran
     assert isinstance(first, RunResult)
     assert isinstance(again, RunResult)
     assert again.verdict == first.verdict
-    assert len(list(Store(spec.execution.store).list("prefer"))) == 1
+    assert len(list(Store(spec.execution.store).list("prefer"))) == tunings, "those of the tests before"

@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
 from goldgate.config import load_spec
+from goldgate.distill import load_distillation
+from goldgate.sweep import load_sweep
 from tasks.contracts.errors import SpecError
 
 GOOD = """\
@@ -133,3 +136,34 @@ def test_the_store_becomes_absolute_and_follows_the_environment(
     assert load_spec(written(tmp_path, GOOD)).execution.store == str(tmp_path / "elsewhere")
     kept = load_spec(written(tmp_path, GOOD), ["execution.store=s3://bucket/x"])
     assert kept.execution.store == "s3://bucket/x"
+
+
+@pytest.mark.parametrize("kind", ["distill", "sweep"])
+def test_a_path_is_relative_to_the_file_that_says_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """`training_from`, and paths under `training`: those of the training's own file stay where that file is."""
+    there, elsewhere = tmp_path / "there", tmp_path / "elsewhere"
+    for folder in (there, elsewhere):
+        folder.mkdir()
+    monkeypatch.chdir(elsewhere)
+    written(there, f"{GOOD}suites: [{{name: old, path: old}}]\n")
+    changes = {"data": {"source": "mine.jsonl"}, "base_model": "gguf:mine.gguf"}
+    asked: dict[str, object] = {"training_from": "there/tickets.yaml", "training": changes}
+    if kind == "distill":
+        asked |= {"teacher": {"url": "http://127.0.0.1:1/v1", "model": "big"}, "relabel": True}
+    file = tmp_path / f"{kind}.yaml"
+    file.write_text(yaml.safe_dump(asked))
+    override = ["training.curate.semantic_model=words"]
+    training = (load_distillation(file, override) if kind == "distill" else load_sweep(file, override)).training
+    assert training.data.source == str(tmp_path / "mine.jsonl")
+    assert training.base_model == f"gguf:{tmp_path}/mine.gguf"
+    assert training.curate.semantic_model == str(tmp_path / "words")
+    assert training.golden.path == str(there / "golden")
+    assert [suite.path for suite in training.suites] == [str(there / "old")]
+
+
+def test_a_search_may_hold_the_whole_of_its_training(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.yaml"
+    file.write_text(yaml.safe_dump({"training": yaml.safe_load(GOOD)}))
+    assert load_sweep(file).training == load_spec(written(tmp_path, GOOD))

@@ -368,6 +368,26 @@ def test_a_run_suspends_and_asks_with_a_typed_form(world: World, waiting: dict[s
     assert champion(world, "approving") is None
 
 
+def test_preferences_are_tuned_on_the_pool_with_the_gpu(world: World) -> None:
+    spec = world.deployment("prefer/prices")["parameters"]["spec"]
+    reason = "a toy task with a model of two layers"
+    risks = dict.fromkeys(("few_rows", "learning_rate", "self_check", "unseen_answer"), reason)
+    spec |= {
+        "name": "tuning",
+        "curate": {**spec["curate"], "dev_share": 0.3, "accept_risks": risks},
+        # So short that the model gets plenty of dev wrong.
+        "train": {**spec["train"], "epochs": 1, "learning_rate": 1e-4, "evaluations": 1},
+        "preference": {"mine_share": 0.5, "min_pairs": 5, "epochs": 1},
+    }
+    before = {run["id"] for run in world.runs("train/gpu")}
+    run = world.ended(world.start("prefer/prices", {"spec": spec}))
+    assert run["state_type"] == "COMPLETED", world.logs(run["id"])
+    assert run["work_pool_name"] == "cpu"
+    made = [one for one in world.runs("train/gpu") if one["id"] not in before]
+    assert [one["name"] for one in made] == ["train tuning", "tune tuning"]
+    assert {(one["work_pool_name"], one["state_type"]) for one in made} == {("gpu", "COMPLETED")}
+
+
 def test_a_person_declines_while_another_run_waits(world: World, waiting: dict[str, Any]) -> None:
     # One run of a deployment at a time, and one that waits for a person is none.
     trainings = {run["id"] for run in world.runs("train/gpu")}

@@ -21,7 +21,7 @@ from tasks.contracts.references import BaseModelRef, SplitsRef, TrainRequest
 from tasks.contracts.spec import ExecutionSpec, TaskKind, TaskSpec, TrainSpec
 from tasks.training import launch, launcher
 from tasks.training.checkpoints import mark_complete
-from tasks.training.failures import explain
+from tasks.training.failures import PREFERENCE_TUNING, TRAINING, Stage, explain
 from tasks.training.job import TrainJob, TrainResult
 from tasks.training.launch import reason_of, run_training
 
@@ -173,7 +173,7 @@ def test_a_second_interrupt_and_a_minute_end_it_at_once(
         run_training(make_job(tmp_path), interrupt_twice)  # pytest's time limit ends this if it waits
     assert (tmp_path / "scratch" / "told").exists()
 
-    monkeypatch.setattr(launch, "_GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(launch, "GRACE_SECONDS", 0.5)
 
     def interrupt_once(progress: Progress) -> None:
         if progress.note == "loss 1.0":
@@ -228,6 +228,60 @@ def test_what_an_exception_means(
     assert what in failure.refusal.what
     assert failure.out_of_memory is out_of_memory
     assert failure.refusal.fix
+
+
+def raised_over(error: Exception, *, named: bool) -> Exception:
+    """What a library puts over an error: raised from it, by name, or while it was being handled."""
+    outer = RuntimeError("Error while serializing")
+    outer.__cause__, outer.__context__ = (error if named else None), error
+    outer.__suppress_context__ = named
+    return outer
+
+
+@pytest.mark.parametrize(
+    ("stage", "words"),
+    [
+        (TRAINING, ("not even a first checkpoint fits", "goes on from the last checkpoint")),
+        (PREFERENCE_TUNING, ("MB are free (", "the stage starts anew")),
+    ],
+    ids=["training", "preference tuning"],
+)
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device", "f"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+        ValueError("(sqlite3.OperationalError) database or disk is full\n[SQL: INSERT INTO metrics]"),
+        raised_over(OSError(errno.ENOSPC, "No space left on device", "f"), named=True),
+        raised_over(raised_over(OSError(errno.EDQUOT, "Quota", "f"), named=True), named=False),
+    ],
+    ids=["by its number", "in words", "by a database", "under another", "under two"],
+)
+def test_a_full_disk_is_told_whichever_exception_brings_it(
+    tmp_path: Path, error: Exception, stage: Stage, words: tuple[str, str]
+) -> None:
+    failure = explain(error, tmp_path, stage)
+    assert failure is not None
+    assert type(failure.refusal) is StoreError
+    assert failure.refusal.what.startswith("There is no room left to write: ")
+    assert "\n" not in failure.refusal.what
+    assert words[0] in failure.refusal.what
+    assert words[1] in failure.refusal.fix
+    assert failure.refusal.where == str(tmp_path)
+
+
+def test_what_preference_tuning_lacks_is_told_of_its_own_settings(tmp_path: Path) -> None:
+    memory = explain(MemoryError(), tmp_path, PREFERENCE_TUNING)
+    assert memory is not None
+    assert memory.refusal.what == "Preference tuning ran out of memory: MemoryError"
+    assert memory.refusal.where == "preference.batch_size"
+    assert "preference.batch_size" in memory.refusal.fix
+    read_only = explain(OSError(errno.EROFS, "Read-only file system", "f"), tmp_path, PREFERENCE_TUNING)
+    assert read_only is not None
+    assert (read_only.refusal.what, read_only.refusal.where) == (
+        "Preference tuning cannot write: Read-only file system",
+        "f",
+    )
 
 
 def test_what_nobody_foresaw_is_not_explained(tmp_path: Path) -> None:

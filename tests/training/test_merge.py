@@ -154,7 +154,7 @@ def test_same_bytes_wherever_base_and_adapter_lay(tiny_model: Path, tmp_path: Pa
     train(tiny_model, plan, tmp_path / "adapter")
     elsewhere = shutil.copytree(tiny_model, tmp_path / "elsewhere" / "base")
     shutil.copytree(tmp_path / "adapter", tmp_path / "elsewhere" / "adapter")
-    left_over = tmp_path / "second.onto-nf4"  # by a killed process
+    left_over = tmp_path / "second.part"  # by a killed process
     left_over.mkdir()
     (left_over / "model-00009-of-00009.safetensors").write_bytes(b"half")
     shutil.copytree(left_over, tmp_path / "second")
@@ -163,6 +163,108 @@ def test_same_bytes_wherever_base_and_adapter_lay(tiny_model: Path, tmp_path: Pa
     assert first == second
     assert digest_folder(tmp_path / "first") == digest_folder(tmp_path / "second")
     assert not left_over.exists()
+
+
+def merge_at_length(model_folder: Path, adapter: Path, out: Path, plan: TrainPlan) -> list[Any]:
+    """Each merged model made from the files alone, written, read again and measured; the nearest one stays."""
+    import torch
+    from peft import PeftModel
+
+    from tasks.training import merge
+    from tasks.training.frozen_base import load_dequantised, load_for_training, load_plain
+    from tasks.training.skew import answer_log_probs
+
+    compute = getattr(torch, plan.speed.compute_dtype)
+    as_trained = PeftModel.from_pretrained(load_for_training(model_folder, plan, "cpu"), adapter)
+    samples = draw_samples(DEV, 64, len(as_trained.get_output_embeddings().weight))
+    trained = list(answer_log_probs(as_trained, samples, "cpu"))
+    skews = []
+    for onto in ("nf4", "base"):
+        nf4 = onto == "nf4"
+        base = load_dequantised(model_folder, "cpu", torch.bfloat16) if nf4 else load_plain(model_folder, "cpu", "auto")
+        merged = merge._rounded(merge._merged(PeftModel.from_pretrained(base, adapter)))
+        merge._write(merged, model_folder, out / onto, "4GB", trust_code=False)
+        skews.append(measure_skew(trained, load_plain(out / onto, "cpu", compute), samples, "cpu", onto))
+    return sorted(skews, key=lambda skew: skew.kl)
+
+
+@pytest.mark.parametrize(
+    ("base", "dtype", "adapter", "tied"),
+    [
+        ("dequantised", "float32", {}, True),
+        ("dequantised", "float32", {"dora": True}, False),
+        ("dequantised", "bfloat16", {}, False),
+        ("dequantised", "bfloat16", {"targets": ("up_proj",)}, True),
+        ("packed", "bfloat16", {}, True),
+    ],
+)
+@pytest.mark.parametrize("from_training", [True, False], ids=["base from training", "base from its files"])
+def test_nothing_that_is_saved_on_the_way_changes_a_byte_or_a_number(
+    tiny_model: Path, tmp_path: Path, base: str, dtype: str, adapter: dict[str, Any], tied: bool, from_training: bool
+) -> None:
+    from tasks.training.frozen_base import written_out_weights
+    from tasks.training.merge import merge_adapter
+
+    model_folder = tiny_model if tied else untie(tiny_model, tmp_path / "untied")
+    plan = plan_of(TrainMethod.QLORA, base, dtype, **adapter)
+    written_out = written_out_weights(train(model_folder, plan, tmp_path / "adapter"), plan, "cpu")
+    assert (written_out is None) == (base == "packed")
+    skews = merge_adapter(
+        model_folder, tmp_path / "adapter", tmp_path / "merged", plan, "cpu", DEV,
+        written_out=written_out if from_training else None,
+    )  # fmt: skip
+    assert skews == merge_at_length(model_folder, tmp_path / "adapter", tmp_path / "long", plan)
+    assert digest_folder(tmp_path / "merged") == digest_folder(tmp_path / "long" / skews[0].onto)
+    assert not (from_training and written_out), "what the model was given is held by nothing else"
+
+
+@pytest.mark.parametrize("onto", ["nf4", "base"])
+def test_the_base_is_not_quantised_again_and_a_model_that_loses_is_not_written(
+    tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, onto: str
+) -> None:
+    import bitsandbytes
+
+    from tasks.training import merge
+    from tasks.training.frozen_base import written_out_weights
+
+    quantised: list[int] = []
+    written: list[str] = []
+    quantise, write = bitsandbytes.functional.quantize_4bit, merge._write
+
+    def counted(weight: Any, **options: Any) -> Any:
+        quantised.append(weight.numel())
+        return quantise(weight, **options)
+
+    def watched(*arguments: Any, **options: Any) -> None:
+        written.append(arguments[2].name)
+        write(*arguments, **options)
+
+    def nearest(*arguments: Any) -> Any:
+        skew = measure_skew(*arguments)
+        return skew._replace(kl=0.0) if skew.onto == onto else skew
+
+    monkeypatch.setattr(bitsandbytes.functional, "quantize_4bit", counted)
+    monkeypatch.setattr(merge, "_write", watched)
+    monkeypatch.setattr(merge, "measure_skew", nearest)
+    plan = plan_of(TrainMethod.QLORA, "dequantised")
+    written_out = written_out_weights(train(tiny_model, plan, tmp_path / "adapter"), plan, "cpu")
+    assert len(quantised) == 14, "seven layers in each of two blocks, for training"
+    merge.merge_adapter(
+        tiny_model, tmp_path / "adapter", tmp_path / "merged", plan, "cpu", DEV, written_out=written_out
+    )
+    assert len(quantised) == 14
+    assert len(written) == (1 if onto == "nf4" else 2)
+
+
+def test_a_base_that_lacks_a_layer_is_a_defect(tiny_model: Path, tmp_path: Path) -> None:
+    from tasks.training.frozen_base import load_dequantised, written_out_weights
+
+    plan = plan_of(TrainMethod.QLORA, "dequantised")
+    written_out = written_out_weights(train(tiny_model, plan, tmp_path / "adapter"), plan, "cpu")
+    assert written_out is not None
+    del written_out["model.layers.1.mlp.down_proj.weight"]
+    with pytest.raises(KeyError, match=r"layers\.1\.mlp\.down_proj"):
+        load_dequantised(tiny_model, "cpu", written_out=written_out)
 
 
 def test_weights_are_sharded(tiny_model: Path, tmp_path: Path) -> None:

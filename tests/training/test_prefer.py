@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from tasks.contracts.dev import DevPart, DevResult, rows_of_part
-from tasks.contracts.errors import GoldgateError, ModelError, SpecError, TrainingError
+from tasks.contracts.errors import GoldgateError, ModelError, SpecError, StoreError, TrainingError
 from tasks.contracts.prefer import PairsRef, PreferRequest
 from tasks.contracts.progress import Progress
 from tasks.contracts.prompt import tuned_prompt
@@ -32,7 +34,7 @@ from tasks.contracts.spec import (
 )
 from tasks.runtime import display
 from tasks.store import Store, digest_folder
-from tasks.training.job import ERROR
+from tasks.training.job import CANNOT_WRITE, ERROR
 from tasks.training.prefer import Pair, PreferJob, mine, read_pairs, says_the_same, too_few_words, write_pairs
 from tasks.training.prefer_launch import reason_of
 from tasks.training.prefer_steps import check_can_prefer, mine_pairs, tune_preferences
@@ -205,7 +207,7 @@ def make_world(folder: Path, tiny_model: Path, preference: PreferenceSpec = PREF
         # In float32, so that sums come out to the last digits.
         train=TrainSpec(lora_rank=RANK, max_tokens=128, speed=SpeedSpec(compute=ComputeType.FLOAT32)),
         preference=preference,
-        execution=ExecutionSpec(store=str(folder / "store")),
+        execution=ExecutionSpec(store=str(folder / "store"), prices={"cpu": 3.0}),
     )
     store = Store(spec.execution.store)
     base = fetch_base_model.fn(spec)
@@ -361,7 +363,9 @@ def make_job(world: World, folder: Path, **preference: Any) -> PreferJob:
 
 
 def test_what_it_makes_fits_what_training_makes(tuned: Tuned) -> None:
-    assert sorted(path.name for path in tuned.folder.iterdir()) == ["adapter", "curves.jsonl", "merged", "summary.json"]
+    assert {path.name for path in tuned.folder.iterdir()} == {
+        "adapter", "curves.jsonl", "merged", "summary.json", "training.json",
+    }  # fmt: skip
     assert tuned.model.step == "prefer"
     assert tuned.model.adapter_digest == digest_folder(tuned.folder / "adapter")
     assert tuned.model.merged_digest == digest_folder(tuned.folder / "merged")
@@ -378,6 +382,30 @@ def test_what_it_makes_fits_what_training_makes(tuned: Tuned) -> None:
         "pairs": tuned.world.pairs.digest,
     }
     assert str(tuned.world.store.root) not in (tuned.folder / "summary.json").read_text()
+
+
+def test_its_manifest_says_what_made_it(tuned: Tuned) -> None:
+    from tasks.training.manifest import read_manifest
+
+    world, made = tuned.world, read_manifest(tuned.folder)
+    held_out = rows_of_part(dev_rows(), DevPart.HELD_OUT, PREFERENCE)
+    assert (made.stage, made.name, made.fingerprint) == ("prefer", "fruit", tuned.model.fingerprint)
+    assert (made.base.digest, made.adapter_before) == (world.base.digest, world.trained.adapter_digest)
+    assert (made.recipe, made.preference) == (world.spec.train, PREFERENCE)
+    assert (made.seed, made.plan.epochs, made.plan.learning_rate) == (PREFERENCE.seed, 4, 1e-2)
+    assert made.data.splits_digest == world.splits.digest
+    assert (made.data.train_rows, made.data.dev_rows) == (world.pairs.pairs, len(held_out))
+    pairs = world.store.files(world.store.open(world.pairs.uri)) / "pairs.jsonl"
+    assert made.data.train_sha256 == hashlib.sha256(pairs.read_bytes()).hexdigest()
+    assert (made.steps, made.best_step, made.stopped_early) == (tuned.model.steps, tuned.model.steps, False)
+    assert (made.dev_loss, made.seconds) == (tuned.model.dev_loss, tuned.model.seconds)
+    assert made.tokens == json.loads((tuned.folder / "summary.json").read_text())["result"]["tokens"]
+    assert 0 < made.energy.seconds < made.seconds + 60
+    assert made.cost is not None
+    assert made.cost.price_per_hour == 3.0
+    assert made.cost.total == pytest.approx(3.0 * made.seconds / 3600, rel=1e-5)
+    assert [skew["onto"] for skew in made.skews] == ["nf4", "base"]
+    assert str(world.store.root) not in (tuned.folder / "training.json").read_text()
 
 
 def test_merged_model_answers_as_the_tuned_adapter_does(tuned: Tuned) -> None:
@@ -459,6 +487,8 @@ def test_tuning_is_a_run_of_its_own_in_mlflow(tuned: Tuned) -> None:
     assert run.data.params["pairs"] == str(tuned.world.pairs.pairs)
     assert run.data.tags["goldgate.trained_from"] == tuned.world.trained.merged_digest
     assert run.data.metrics["dev_loss"] == pytest.approx(tuned.model.dev_loss)
+    assert run.data.metrics["cost"] > 0
+    assert {file.path for file in client.list_artifacts(run.info.run_id)} >= {"summary.json", "training.json"}
     kept = client.get_metric_history(run.info.run_id, "reward_margin")
     assert [metric.step for metric in kept] == list(range(1, tuned.model.steps + 1))
 
@@ -533,6 +563,35 @@ def test_every_end_without_a_result_is_explained(tmp_path: Path, code: int, what
     assert code == -9 or error.what.endswith("the very last")
     assert fix in error.fix
     assert error.where == str(log)
+
+
+def test_a_tuning_that_cannot_even_write_why_is_understood(tmp_path: Path) -> None:
+    error = reason_of(CANNOT_WRITE, tmp_path, tmp_path / "worker.log")
+    assert type(error) is StoreError
+    assert "There is no room left to write" in error.what
+    assert "the stage starts anew" in error.fix
+
+
+@pytest.mark.parametrize(("room", "code"), [(True, 1), (False, CANNOT_WRITE)])
+def test_a_full_disk_is_told_by_the_process_itself(
+    tuned: Tuned, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: bool, code: int
+) -> None:
+    from tasks.training import prefer_fit, prefer_worker
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "merged")
+
+    job = make_job(tuned.world, tmp_path)
+    (tmp_path / "spec.json").write_text(job.model_dump_json())
+    monkeypatch.setattr(prefer_fit, "tune", full)
+    monkeypatch.setattr(prefer_worker.signal, "signal", lambda *_: None)
+    if not room:
+        monkeypatch.setattr(prefer_worker, "write_whole", full)
+    assert prefer_worker.main(tmp_path / "spec.json") == code
+    if room:
+        error = reason_of(code, job.scratch, tmp_path / "worker.log")
+        assert type(error) is StoreError
+        assert "There is no room left to write" in error.what
 
 
 def test_a_refusal_keeps_its_kind(tmp_path: Path) -> None:
