@@ -18,7 +18,7 @@ whatever the rows' length, and the Data Docs show no one's text. Columns (`null`
 | `language_problem` | the language that the input seems to be in, if it is none that is wanted |
 | `tokens` | tokens of prompt and answer, if they are more than training takes |
 | `secret`, `personal_data` | what of these was found and where, without the thing itself |
-| `schema_problem` | why the answer does not fit the JSON Schema (extract only) |
+| `schema_problem` | why the answer does not fit the JSON Schema (extract), or the tools and the chat template (call) |
 | `role_problem` | what is wrong with the order of the chat turns |
 """
 
@@ -176,6 +176,14 @@ def row_expectations(
                 column="schema_problem",
                 meta=reason("schema", "target does not fit the schema: {value}"),
                 notes="Each answer fits `task.json_schema`.",
+            )
+        )
+    if task.kind is TaskKind.CALL:
+        expectations.append(
+            gxe.ExpectColumnValuesToBeNull(
+                column="schema_problem",
+                meta=reason("calls", "the answer cannot be used: {value}"),
+                notes="Each call is of one of `task.tools`, its arguments fit, and the chat template can write it.",
             )
         )
     return expectations

@@ -144,7 +144,7 @@ def ask_about_source(
         name, task = read_task(golden)
         spec = spec_of(task.model_dump(mode="json"))
         said = [f"The task is the one that the golden set was frozen for: {name}, {task.kind.value}."]
-    elif kind is TaskKind.CHAT:
+    elif kind in (TaskKind.CHAT, TaskKind.CALL):  # the latter is refused where no `--set task.tools=…` names tools
         spec, said = spec_of({"kind": kind}), []
     elif kind is TaskKind.EXTRACT:
         spec = spec_of({"kind": kind, "json_schema": {}})

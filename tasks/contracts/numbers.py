@@ -18,6 +18,8 @@ def metric_name(metric: str) -> str:
     """A metric as people call it: `exact_match` is "Exact match", `field:currency` is "Field: currency"."""
     if metric.startswith("field:"):
         return f"Field: {metric.removeprefix('field:')}"
+    if metric.startswith("call:"):
+        return f"Call: {metric.removeprefix('call:')}"
     return _METRICS.get(metric, metric.replace("_", " ").capitalize())
 
 

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from tasks.contracts.calls import Tools, read_tools
+
 
 def _title(name: str, _: object) -> str:
     return name.replace("_", " ").capitalize()
@@ -44,6 +46,11 @@ def _off(value: Any) -> Any:
     return "off" if value is False else value
 
 
+def none_there(value: Any) -> bool:
+    """Whether a value is left out of a record, so that specs of before its field existed keep their fingerprints."""
+    return not value
+
+
 MACRO_F1 = "macro_f1"  # the metric that is no mean over items
 
 
@@ -53,6 +60,7 @@ class TaskKind(StrEnum):
     CLASSIFY = "classify"
     EXTRACT = "extract"
     CHAT = "chat"
+    CALL = "call"
 
 
 class PromptKind(StrEnum):
@@ -172,12 +180,28 @@ class LookPolicy(StrEnum):
 class TaskSpec(Frozen):
     """The narrow task: what goes in and what a right answer looks like."""
 
-    kind: TaskKind = knob(0, "classify: one label of a fixed list. extract: JSON. chat: free text.")
+    kind: TaskKind = knob(
+        0,
+        "classify: one label of a fixed list. extract: JSON. chat: free text. call: calls of tools, or words where "
+        "none fits.",
+    )
     instruction: str = knob(
         1, "What the model is told before each input. Short is cheap: every row pays for it.", min_length=1
     )
     labels: tuple[str, ...] = knob(2, "The answers there are (classify only).", default=())
     json_schema: dict[str, Any] | None = knob(3, "The JSON Schema that an answer fits (extract only).", default=None)
+    tools: Tools = knob(
+        4,
+        "The tools that may be called, as OpenAI function definitions: name, description, parameters as a JSON Schema "
+        "(call only).",
+        default=(),
+        exclude_if=none_there,
+    )
+
+    @field_validator("tools")
+    @classmethod
+    def _read_tools(cls, tools: Tools) -> Tools:
+        return read_tools(tools)
 
     @model_validator(mode="after")
     def _fits_kind(self) -> Self:
@@ -193,6 +217,10 @@ class TaskSpec(Frozen):
             raise ValueError("an extract task needs a json_schema")
         if self.kind is not TaskKind.EXTRACT and self.json_schema is not None:
             raise ValueError(f"json_schema is for extract tasks, this one is {self.kind.value}")
+        if self.kind is TaskKind.CALL and not self.tools:
+            raise ValueError("a call task needs tools")
+        if self.kind is not TaskKind.CALL and self.tools:
+            raise ValueError(f"tools are for call tasks, this one is {self.kind.value}")
         return self
 
     @property
@@ -206,6 +234,8 @@ class TaskSpec(Frozen):
                 return ("exact_match", "valid_output", *fields, *(("field_match",) if fields else ()))
             case TaskKind.CHAT:
                 return ("exact_match", "valid_output")
+            case TaskKind.CALL:
+                return ("exact_match", "valid_output", "call:name", "call:arguments")
 
 
 class DataSpec(Frozen):
@@ -222,7 +252,7 @@ class DataSpec(Frozen):
         2, "Column with the input: text, or chat messages without the answer.", default="text"
     )
     target_field: str | None = knob(
-        3, "Column with the answer: a label, JSON, text, or one assistant message.", default="label"
+        3, "Column with the answer: a label, JSON, text, calls of tools, or one assistant message.", default="label"
     )
     messages_field: str | None = knob(
         4, "Column with chat messages; the last assistant turn is the answer. Replaces text and target.", default=None
@@ -233,7 +263,7 @@ class DataSpec(Frozen):
     group_field: str | None = knob(6, "Column that ties rows which belong together.", default=None)
     slice_field: str | None = knob(7, "Column that names a part of the data to report on.", default=None)
     label_field: str | None = knob(
-        8, "Column with a class to draw and balance by (extract and chat; else the answer is it).", default=None
+        8, "Column with a class to draw and balance by (not for classify, where the answer is it).", default=None
     )
     source_field: str | None = knob(
         9, "Column that says where a row came from; none takes the file of a folder of parts.", default=None
@@ -658,7 +688,8 @@ class Policy(Frozen):
 
     metric: str = knob(
         0,
-        "The metric that decides: exact_match, valid_output, macro_f1, field_match, field:<name>, or one of your own.",
+        "The metric that decides: exact_match, valid_output, macro_f1, field_match, field:<name>, call:name, "
+        "call:arguments, or one of your own.",
         default="exact_match",
         pattern=_METRIC_NAME,
     )
@@ -773,7 +804,7 @@ class ExecutionSpec(Frozen):
     )
     train_deployment: str | None = knob(
         2,
-        "Prefect deployment that trains (flow/deployment); none trains inside this run.",
+        "Prefect deployment that trains and tunes (flow/deployment); none does it inside this run.",
         default=None,
         pattern=r"^[^/]+/[^/]+$",
     )

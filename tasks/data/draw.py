@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from tasks.contracts.calls import name_tools
 from tasks.contracts.rows import Row
 from tasks.contracts.spec import TaskKind, TaskSpec
 
@@ -34,8 +35,10 @@ def content_hash(row: Row) -> str:
 
 
 def stratum(row: Row, task: TaskSpec) -> str:
-    """What the row is drawn by: its answer where that is a class, else its label, else its slice."""
-    return row.target if task.kind is TaskKind.CLASSIFY else row.label or row.slice or ""
+    """What the row is drawn by: its answer where that is a class, else its label, its tools or its slice."""
+    if task.kind is TaskKind.CLASSIFY:
+        return row.target
+    return row.label or (name_tools(row.target) if task.kind is TaskKind.CALL else row.slice or "")
 
 
 def make_units(members: Sequence[Sequence[int]], hashes: Sequence[str], strata: Sequence[str]) -> list[Unit]:

@@ -14,8 +14,9 @@ from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, best_match
 from referencing import Registry
 
+from tasks.contracts.calls import calls_check, calls_of, read_answer
 from tasks.contracts.errors import SpecError
-from tasks.contracts.rows import Message, Row
+from tasks.contracts.rows import Call, Message, Row
 from tasks.contracts.spec import DataSpec, PoisonPolicy, PrivatePolicy, TaskKind, TaskSpec
 from tasks.data.draw import content_hash
 from tasks.data.hidden import hidden_character, injection, template_tokens
@@ -109,11 +110,12 @@ class RowFacts:
     def of(self, index: int, row: Row) -> dict[str, Any]:
         """Each of `COLUMNS`, null where a fact does not apply."""
         checks = self._checks
-        contents = [message.content for message in row.messages]
+        contents = [message.text for message in row.messages]
         text = "\n".join(contents)
         identity = normalise(row.text)
         free = checks.task.kind is not TaskKind.CLASSIFY  # the answer is more than one of a few labels
-        private = self._private(contents, row.target if free else None)
+        private = self._private(row, row.target if free else None)
+        refused = self._counter.refusal(row) if self._counter is not None and checks.task.tools else None
         return {
             "row": index,
             "unreadable": None,
@@ -128,21 +130,24 @@ class RowFacts:
             "hidden": hidden_character(text) or (hidden_character(row.target) if free else None),
             "template_tokens": template_tokens(text),
             "injection": injection(row.target) if free and checks.poisoning is not PoisonPolicy.OFF else None,
-            "schema_problem": self._schema_problem(row.target),
+            "schema_problem": self._schema_problem(row.target) or refused,
             "role_problem": _role_problem(row.messages),
             "language_problem": language_problem(row.text, checks.data.languages) if checks.data.languages else None,
-            "tokens": self._counter.too_many(row) if self._counter is not None else None,
+            "tokens": self._counter.too_many(row) if self._counter is not None and refused is None else None,
             "secret": private.secret,
             "personal_data": private.personal_data,
             "text_identity": hashlib.sha256(identity.encode()).hexdigest()[:16],
         }
 
-    def _private(self, contents: list[str], target: str | None) -> Private:
+    def _private(self, row: Row, target: str | None) -> Private:
         if self._scan is None:
             return Private(None, None)
-        found = [one for content in contents for one in self._scan(content)]
+        found = [one for message in row.messages for one in self._scan(message.content)]
+        found += [
+            one for message in row.messages for call in message.calls for one in scan_json(call.arguments, self._scan)
+        ]
         if target is not None:
-            as_json = self._checks.task.kind is TaskKind.EXTRACT
+            as_json = _is_json(target, self._checks.task)
             found += scan_json(target, self._scan) if as_json else self._scan(target)
         return Private(*(_described(found, group) for group in ("secret", "personal")))
 
@@ -157,14 +162,27 @@ def masked_row(row: Row, task: TaskSpec, scan: Scanner) -> tuple[Row, list[Found
 
     A number, or a key, of an answer in JSON cannot be masked: it would fit the schema no longer.
     """
-    messages = tuple([Message(message.role, mask_text(message.content, scan)) for message in row.messages])
-    target, left = row.target, []
-    if task.kind is TaskKind.EXTRACT:
+    messages = tuple([_masked_turn(message, scan) for message in row.messages])
+    left = [one for message in messages for call in message.calls for one in scan_json(call.arguments, scan)]
+    target = row.target
+    if _is_json(target, task):
         target = mask_json(target, scan)
-        left = scan_json(target, scan)
-    elif task.kind is TaskKind.CHAT:
+        left += scan_json(target, scan)
+        if task.kind is TaskKind.CALL:  # masked arguments may stand in another order
+            target = read_answer(target).answer
+    elif task.kind is not TaskKind.CLASSIFY:
         target = mask_text(target, scan)
     return replace(row, messages=messages, target=target), left
+
+
+def _masked_turn(message: Message, scan: Scanner) -> Message:
+    calls = tuple(Call(call.name, mask_json(call.arguments, scan)) for call in message.calls)
+    return message._replace(content=mask_text(message.content, scan), calls=calls)
+
+
+def _is_json(target: str, task: TaskSpec) -> bool:
+    """Whether an answer is JSON: always where it is to be, and where it calls tools."""
+    return task.kind is TaskKind.EXTRACT or (task.kind is TaskKind.CALL and bool(calls_of(target)))
 
 
 def facts_of(rows: Iterable[Row], checks: RowChecks) -> Iterator[dict[str, Any]]:
@@ -212,11 +230,16 @@ def _role_problem(messages: tuple[Message, ...]) -> str | None:
 
 
 def schema_check(task: TaskSpec) -> Callable[[str], str | None]:
-    """A function from target to what is wrong with it by the task's JSON Schema; None when it fits or there is none.
+    """A function from target to what is wrong with it by the task's JSON Schema, or its tools.
+
+    None when it fits, or the task has neither.
 
     Raises:
         SpecError: `task.json_schema` is no JSON Schema.
     """
+    if task.tools:
+        fits = calls_check(task.tools)
+        return lambda target: fits(calls_of(target))
     if task.json_schema is None:
         return lambda target: None
     try:

@@ -469,8 +469,8 @@ def _check_fit(items: Iterable[Row], manifest: dict[str, Any], spec: EvaluationS
         problem = schema_problem(target)
         if problem is not None:
             raise GoldenSetError(
-                f"A golden item does not fit the task's JSON Schema: {problem}.",
-                where=f"{path}:{line} and task.json_schema",
+                f"A golden item does not fit the task's {'tools' if task.tools else 'JSON Schema'}: {problem}.",
+                where=f"{path}:{line} and task.{'tools' if task.tools else 'json_schema'}",
                 fix=fix,
             )
 

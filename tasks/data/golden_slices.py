@@ -351,11 +351,12 @@ def _changer(
 ) -> _Change:
     def fits(row: Row, text: str) -> bool:
         """Nothing that the data could not have had."""
-        length = sum(len(message.content) for message in row.messages) - len(last_user_turn(row)) + len(text)
+        length = sum(len(message.text) for message in row.messages) - len(last_user_turn(row)) + len(text)
         return length <= spec.data.max_characters
 
     def mistype(row: Row, *, dry: bool) -> Paraphrase | None:
-        protected = _words_in(row.target) if spec.task.kind is TaskKind.EXTRACT else frozenset()
+        in_text = spec.task.kind in (TaskKind.EXTRACT, TaskKind.CALL)  # the answer repeats words of the input
+        protected = _words_in(row.target) if in_text else frozenset()
         text = type_badly(last_user_turn(row), _salted(name, content_hash(row)), protected)
         return Paraphrase(text) if text is not None and fits(row, text) else None
 

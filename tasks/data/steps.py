@@ -86,7 +86,7 @@ def validate_dataset(raw: RawDatasetRef, base: BaseModelRef | None, spec: Retrai
     with progress_of("validate") as listener:
 
         def make(folder: Path) -> dict[str, object]:
-            from tasks.data.tokens import TokenLimit
+            from tasks.data.tokens import TokenLimit, check_renders_tools
             from tasks.data.validate import validate
 
             files = store.files(store.open(raw.uri))
@@ -95,6 +95,7 @@ def validate_dataset(raw: RawDatasetRef, base: BaseModelRef | None, spec: Retrai
             if base is not None:
                 model = store.files(store.open(base.uri)) / "model"
                 limit = TokenLimit(model, tuned_prompt(spec.task), spec.train.max_tokens)
+                check_renders_tools(limit, base.source)
             return validate(
                 files, spec.task, spec.data, folder, keep, listener, poisoning=spec.curate.poisoning, tokens=limit
             )._asdict()

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from tasks.contracts.prompt import Prompt
 from tasks.contracts.rows import Row
+from tasks.contracts.tool_template import check_tools_rendered
 
 
 class TokenLimit(NamedTuple):
@@ -15,6 +16,19 @@ class TokenLimit(NamedTuple):
     model_folder: Path
     prompt: Prompt
     max_tokens: int
+
+
+def check_renders_tools(limit: TokenLimit, where: str) -> None:
+    """Refuse a base model whose chat template cannot render the tools that its prompt has.
+
+    Raises:
+        ModelError: as `tasks.contracts.tool_template.check_tools_rendered`; `where` names the model.
+    """
+    from transformers import AutoTokenizer
+
+    if limit.prompt.tools:
+        tokenizer = AutoTokenizer.from_pretrained(limit.model_folder, trust_remote_code=False)
+        check_tools_rendered(tokenizer, where)
 
 
 class TokenCounter:
@@ -31,7 +45,8 @@ class TokenCounter:
         self._limit = limit
         self._tokenizer: Any = AutoTokenizer.from_pretrained(limit.model_folder, trust_remote_code=False)
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        self._bytes_bound = backend is not None and backend.normalizer is None
+        # How a template writes tools and calls cannot be told from the bytes of the row.
+        self._bytes_bound = backend is not None and backend.normalizer is None and not limit.prompt.tools
         self._frames: dict[tuple[str, ...], int] = {}  # bytes that the template writes around contents, by roles
 
     def too_many(self, row: Row) -> int | None:
@@ -43,12 +58,21 @@ class TokenCounter:
 
     def count(self, row: Row) -> int:
         """Tokens of prompt and answer, up to and including the one that ends the answer."""
-        turns = [message.as_chat() for message in self._limit.prompt.messages(row)]
-        text = self._render([*turns, {"role": "assistant", "content": row.target}])
+        text = self._render(self._limit.prompt.answered(row))
         ids: list[int] = self._tokenizer(text, add_special_tokens=False)["input_ids"]
         end = self._tokenizer.eos_token_id
         last = next((at for at in range(len(ids) - 1, -1, -1) if ids[at] == end), len(ids) - 1)
         return last + 1
+
+    def refusal(self, row: Row) -> str | None:
+        """What the chat template says against a conversation, such as two calls at once; None where it renders it."""
+        from jinja2 import TemplateError
+
+        try:
+            self._render(self._limit.prompt.answered(row))
+        except TemplateError as error:
+            return f"the chat template refuses it: {error}"
+        return None
 
     def _most(self, row: Row) -> int:
         messages = self._limit.prompt.messages(row)
@@ -60,6 +84,8 @@ class TokenCounter:
             frame = self._frames[roles] = len(self._render(turns).encode())
         return frame + sum(len(message.content.encode()) for message in messages) + len(row.target.encode())
 
-    def _render(self, turns: list[dict[str, str]]) -> str:
-        text: str = self._tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=False)
+    def _render(self, turns: list[dict[str, Any]]) -> str:
+        text: str = self._tokenizer.apply_chat_template(
+            turns, tokenize=False, add_generation_prompt=False, **self._limit.prompt.template_options
+        )
         return text

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from jsonschema import Draft202012Validator
 
+from tasks.contracts.calls import calls_check, calls_of, read_answer
 from tasks.contracts.references import ClassScore, ItemOutcome
-from tasks.contracts.rows import canonical_json
+from tasks.contracts.rows import Call, canonical_json
 from tasks.contracts.spec import MACRO_F1, TaskKind, TaskSpec
 
 SCORER_VERSION = 1  # raise it when the same answers would score differently
 
 
 def score_answer(task: TaskSpec, target: str, prediction: str) -> dict[str, float]:
-    """The scores of one answer, each 0 or 1 (`field_match`: a share).
+    """The scores of one answer, each 0 or 1 (`field_match` and `call:arguments`: a share).
 
     White space around the answer does not count; nothing else is repaired.
 
@@ -25,6 +27,10 @@ def score_answer(task: TaskSpec, target: str, prediction: str) -> dict[str, floa
     `valid_output`, it parses and fits the JSON Schema; `field:<name>` for each field of the schema; `field_match`,
     their mean. A field that both lack matches.
     chat: `exact_match`; `valid_output`, it is not empty.
+    call: `exact_match`, the same calls, whatever their order, or words where words are wanted (which words is not
+    judged); `valid_output`, it is words, or calls of tools that there are with arguments that fit; `call:name`, the
+    right tools, each as often as wanted; `call:arguments`, the share of the arguments that agree, over the calls that
+    are wanted (a tool that is not called has none), or over those that are made where they are more.
     """
     answer = prediction.strip()
     match task.kind:
@@ -34,6 +40,8 @@ def score_answer(task: TaskSpec, target: str, prediction: str) -> dict[str, floa
             return {"exact_match": float(answer == target.strip()), "valid_output": float(bool(answer))}
         case TaskKind.EXTRACT:
             return _score_json(task.json_schema or {}, json.loads(target), answer)
+        case TaskKind.CALL:
+            return _score_calls(task, target, answer)
 
 
 def means(outcomes: Sequence[ItemOutcome]) -> dict[str, float]:
@@ -93,6 +101,54 @@ def _same_field(name: str, target: dict[str, Any], value: dict[str, Any]) -> boo
     if name not in target or name not in value:
         return (name in target) == (name in value)
     return canonical_json(target[name]) == canonical_json(value[name])
+
+
+def _score_calls(task: TaskSpec, target: str, answer: str) -> dict[str, float]:
+    wanted, reading = calls_of(target), read_answer(answer)
+    made = reading.calls
+    readable = reading.problem is None and bool(made or reading.words)
+    valid = readable and calls_check(task.tools)(made) is None
+    same_tools = Counter(call.name for call in made) == Counter(call.name for call in wanted)
+    return {
+        "exact_match": float(readable and sorted(made) == sorted(wanted)),
+        "valid_output": float(valid),
+        "call:name": float(readable and same_tools),
+        "call:arguments": _agreement(wanted, made) if readable else 0.0,
+    }
+
+
+def _agreement(wanted: Sequence[Call], made: Sequence[Call]) -> float:
+    """Mean share of the arguments that agree; each wanted call is held against the call of its tool that is most alike.
+
+    Pairs are made greedily, most alike first, so that equal calls always meet.
+    """
+    if not wanted and not made:
+        return 1.0
+    pairs = sorted(
+        (-_alike(one.arguments, other.arguments), place, at)
+        for place, one in enumerate(wanted)
+        for at, other in enumerate(made)
+        if one.name == other.name
+    )
+    total = 0.0
+    paired: set[int] = set()
+    used: set[int] = set()
+    for share, place, at in pairs:
+        if place not in paired and at not in used:
+            paired.add(place)
+            used.add(at)
+            total -= share
+    return total / max(len(wanted), len(made))
+
+
+def _alike(one: str, other: str) -> float:
+    """Share of the arguments, of either side, that both have with the same value; 1 where neither has any."""
+    left, right = json.loads(one), json.loads(other)
+    names = left.keys() | right.keys()
+    same = sum(
+        name in left and name in right and canonical_json(left[name]) == canonical_json(right[name]) for name in names
+    )
+    return same / len(names) if names else 1.0
 
 
 def _refuse_constant(name: str) -> NoReturn:

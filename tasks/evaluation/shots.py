@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 
+from tasks.contracts.calls import name_tools
 from tasks.contracts.prompt import Shot
 from tasks.contracts.rows import Row
 from tasks.contracts.spec import TaskKind, TaskSpec
@@ -18,7 +19,8 @@ def choose_shots(rows: Sequence[Row], task: TaskSpec, count: int) -> tuple[Shot,
     """At most `count` examples, spread evenly over the answers there are.
 
     classify: one label after the other. extract: one kind of answer (which fields are null, text or number) after the
-    other, with texts of different shapes. chat: any. Rows of several turns are no examples.
+    other, with texts of different shapes. chat: any. call: one choice of tools after the other, words being one too.
+    Rows of several turns are no examples.
 
     Args:
         rows: the training split.
@@ -33,6 +35,8 @@ def choose_shots(rows: Sequence[Row], task: TaskSpec, count: int) -> tuple[Shot,
             groups = _grouped(usable, lambda row: _answer_kind(row.target))
         case TaskKind.CHAT:
             groups = [usable]
+        case TaskKind.CALL:
+            groups = _grouped(usable, lambda row: name_tools(row.target))
     queues = [_typical_first(group) for group in groups if group]
     chosen: list[Row] = []
     shapes: set[str] = set()

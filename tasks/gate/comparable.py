@@ -15,7 +15,7 @@ _SHOWN = 3  # ids named in a message; a person needs a few to look at, not all
 _REMEDIES = {
     "golden_digest": "evaluate both models on the same golden set",
     "instruction": "evaluate both models with the same `task.instruction`",
-    "decoding": "evaluate both models with the same labels and the same `evaluate.max_new_tokens`",
+    "decoding": "evaluate both models with the same labels or tools and the same `evaluate.max_new_tokens`",
     "engine": "evaluate both models with the same `evaluate.engine` and library versions",
     "scorer_version": "evaluate the older of the two again, so that the same code scores both",
 }

@@ -6,19 +6,31 @@ of Goldgate, and torch and transformers only when a model is loaded.
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 BATCH = 16
+# How models write calls of tools, and what follows a call in a worked example: as the evaluation has it.
+TAGGED = re.compile(r"<tool_call>(.*?)(?:</tool_call>|\Z)", re.DOTALL)
+MARKS = re.compile(r"\[TOOL_CALLS\]|<\|python_tag\|>")
+FENCED = re.compile(r"```\w*\s*(.*?)```", re.DOTALL)
+JSON = re.compile(r"\s*(?:\{|\[\s*\{)")
+NAMED = re.compile(r"([A-Za-z0-9_-]{1,64})(?:\[CALL_ID\]\w+)?(?:\[ARGS\])?\s*(?=\{)")
+BETWEEN = re.compile(r"[\s;,]*")
+RESULT = "OK"
+AFTERWARDS = "Done."
 
 
 class ServedModel(PythonModel):
-    """Answers texts: one of the labels when the task has labels, else what the model writes (JSON, or free text)."""
+    """Answers texts: one of the labels when the task has labels, else what the model writes (JSON, or free text).
+
+    Where the task has tools, calls are answered as a JSON list of `{"arguments", "name"}`.
+    """
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the merged model, its tokenizer, and the prompt and decoding that it was evaluated with."""
@@ -67,11 +79,24 @@ class ServedModel(PythonModel):
 
     def render(self, text: str) -> list[int]:
         """The tokens that the model is shown for one text: system turn, worked examples, text, by the chat template."""
-        messages = [{"role": "system", "content": self.prompt["system"]}]
+        tools = self.prompt.get("tools", [])
+        messages: list[dict[str, Any]] = [{"role": "system", "content": self.prompt["system"]}]
+        calls = 0
         for shot in self.prompt["shots"]:
-            messages += [{"role": "user", "content": shot["user"]}, {"role": "assistant", "content": shot["assistant"]}]
+            if tools:
+                turns = exchange(shot["user"], shot["assistant"], calls)
+                calls += len(turns[1].get("tool_calls", ()))
+                messages += turns
+            else:
+                messages += [
+                    {"role": "user", "content": shot["user"]},
+                    {"role": "assistant", "content": shot["assistant"]},
+                ]
         messages.append({"role": "user", "content": text})
-        ids: list[int] = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        options = {"tools": [{"type": "function", "function": tool} for tool in tools]} if tools else {}
+        ids: list[int] = self.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, return_dict=False, **options
+        )
         limit = getattr(self.model.config, "max_position_embeddings", None)
         if limit is not None and len(ids) + self.max_new_tokens > limit:
             raise ValueError(f"a text is too long: {len(ids)} tokens and {self.max_new_tokens} to answer, of {limit}")
@@ -115,10 +140,97 @@ class ServedModel(PythonModel):
         """The answer that tokens write: with choices, the one choice that they lead to."""
         if not self.choices:
             text: str = self.tokenizer.decode(tokens, skip_special_tokens=True, clean_up_tokenization_spaces=False)
-            return text
+            if not self.prompt.get("tools"):
+                return text
+            # Some chat templates mark calls by special tokens.
+            marked: str = self.tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+            found = read_calls(marked)
+            return text if found is None else found
         written = b"".join(self.token_bytes.get(token, b"") for token in tokens)
         left = [choice for choice in self.choices if choice.startswith(written)]
         return (left[0] if len(left) == 1 else written).decode(errors="replace")
+
+
+def exchange(user: str, answer: str, before: int) -> list[dict[str, Any]]:
+    """The turns of a worked example; where the answer is calls, of which there were `before`, their results follow."""
+    asked = {"role": "user", "content": user}
+    if not answer.startswith("[{") or read_calls(answer) != answer:
+        return [asked, {"role": "assistant", "content": answer}]
+    calls: list[dict[str, Any]] = [
+        {"type": "function", "function": {"name": call["name"], "arguments": call["arguments"]}, "id": f"call{at:05d}"}
+        for at, call in enumerate(json.loads(answer), start=before + 1)
+    ]
+    results = [
+        {"role": "tool", "content": RESULT, "name": call["function"]["name"], "tool_call_id": call["id"]}
+        for call in calls
+    ]
+    called = {"role": "assistant", "content": "", "tool_calls": calls}
+    return [asked, called, *results, {"role": "assistant", "content": AFTERWARDS}]
+
+
+def read_calls(text: str) -> str | None:
+    """The calls that a text makes, as the evaluation writes them; the text if they cannot be read, None for words."""
+    text = text.strip()
+    pieces: list[str] = TAGGED.findall(text)
+    if not pieces and MARKS.search(text):
+        pieces = MARKS.split(text)[1:]
+    if not pieces:
+        pieces = [piece for piece in FENCED.findall(text) if JSON.match(piece) and '"name"' in piece]
+    if not pieces and JSON.match(text):
+        pieces = [text]
+    if not pieces:
+        return None
+    try:
+        calls = sorted(call for piece in pieces for call in calls_in(piece))
+        written = canonical([{"name": name, "arguments": json.loads(arguments)} for name, arguments in calls])
+        written.encode()
+    except (ValueError, RecursionError):
+        return text
+    return written if calls else text
+
+
+def calls_in(piece: str) -> Iterator[tuple[str, str]]:
+    """Name and canonical arguments of each call in the part of a text that has to be calls.
+
+    Raises:
+        ValueError: it is no JSON, or no call.
+    """
+    decoder = json.JSONDecoder(parse_constant=no_json)
+    at = BETWEEN.match(piece).end()  # type: ignore[union-attr]  # it matches nothing, too
+    while at < len(piece):
+        named = NAMED.match(piece, at)
+        value, at = decoder.raw_decode(piece, named.end() if named else at)
+        at = BETWEEN.match(piece, at).end()  # type: ignore[union-attr]
+        if named:
+            value = {"name": named[1], "arguments": value}
+        for call in value if isinstance(value, list) else [value]:
+            function = call.get("function", call) if isinstance(call, dict) else None
+            if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+                raise ValueError("a call has no name of a function")
+            arguments = function.get("arguments", function.get("parameters"))
+            if isinstance(arguments, str):
+                arguments = json.loads(arguments, parse_constant=no_json)
+            if arguments is not None and not isinstance(arguments, dict):
+                raise ValueError("arguments are no object")
+            yield function["name"], canonical(arguments or {})
+
+
+def canonical(value: Any) -> str:
+    """The JSON of a value: keys sorted, whole floats as integers."""
+
+    def plain(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {key: plain(node[key]) for key in sorted(node)}
+        if isinstance(node, list):
+            return [plain(item) for item in node]
+        return int(node) if isinstance(node, float) and node.is_integer() else node
+
+    return json.dumps(plain(value), ensure_ascii=False, allow_nan=False)
+
+
+def no_json(name: str) -> NoReturn:
+    """Refuse NaN and infinity, which JSON does not have."""
+    raise ValueError(f"{name} is no JSON")
 
 
 def token_bytes(tokenizer: Any) -> dict[int, bytes]:

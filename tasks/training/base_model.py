@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from tasks.contracts.errors import ModelError
 from tasks.contracts.progress import Progress, ProgressListener
 from tasks.contracts.spec import TrainSpec
+from tasks.contracts.tool_template import left_out, shortened, tools_left_out
 from tasks.store.digest import digest_file, digest_folder
 
 # What a model folder may hand on. Pickles stay behind, and so does code (*.py) that nobody has said to trust.
@@ -228,7 +229,7 @@ def check_instruction_rendered(tokenizer: Any, where: str) -> None:
     Raises:
         ModelError: it refuses a system message, or leaves it out without a word.
     """
-    reason = _left_out(
+    reason = left_out(
         tokenizer, [{"role": "system", "content": "Reply-in-verse"}, {"role": "user", "content": "Hello"}],
         {"Reply-in-verse": "the system message"},
     )  # fmt: skip
@@ -239,43 +240,6 @@ def check_instruction_rendered(tokenizer: Any, where: str) -> None:
             fix="use a model whose template takes a system message, or put a chat_template.jinja into a copy of the "
             "folder that writes it before the first user turn",
         )
-
-
-def check_tools_rendered(tokenizer: Any, where: str) -> None:
-    """Refuse a chat template that cannot render tools, for data that has them.
-
-    Raises:
-        ModelError: it leaves out definitions, calls or results of tools, or fails on them.
-    """
-    reason = tools_left_out(tokenizer)
-    if reason:
-        raise ModelError(
-            f"The chat template cannot render tools: {reason}.",
-            where=where,
-            fix="use a model whose chat template has tools, or take the rows with tools out of the data",
-        )
-
-
-def tools_left_out(tokenizer: Any) -> str | None:
-    """What a chat template does not say of tools; None when it renders definition, call and result."""
-    arguments = {"city": "Ulm-on-Danube"}
-    call = {"id": "callaaaa1", "type": "function", "function": {"name": "look_up_weather", "arguments": arguments}}
-    parameters = {"type": "object", "properties": {"city": {"type": "string", "description": "A city."}}}
-    definition = {"name": "look_up_weather", "description": "Weather-of-a-city.", "parameters": parameters}
-    return _left_out(
-        tokenizer,
-        [
-            {"role": "user", "content": "Hello"},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "callaaaa1", "name": "look_up_weather", "content": "Seven-degrees"},
-        ],
-        {
-            "Weather-of-a-city.": "the definition of a tool",
-            "Ulm-on-Danube": "the call of a tool",
-            "Seven-degrees": "the result of a tool",
-        },
-        tools=[{"type": "function", "function": definition}],
-    )
 
 
 def check_answers_writable(tokenizer: Any, texts: Iterable[tuple[str, str]]) -> None:
@@ -314,25 +278,10 @@ def check_answers_writable(tokenizer: Any, texts: Iterable[tuple[str, str]]) -> 
             else:
                 what = f"the tokenizer would make it {written!r}"
             raise ModelError(
-                f"The base model cannot write the answer {_short(text)}: {what}.",
+                f"The base model cannot write the answer {shortened(text)}: {what}.",
                 where=f"row {row}",
                 fix="write the answer with characters that the model has, take the row out, or use another base model",
             )
-
-
-def _left_out(tokenizer: Any, messages: list[dict[str, Any]], wanted: dict[str, str], **options: Any) -> str | None:
-    """Which of the wanted texts a chat template leaves out, or how it fails; None when it renders them all."""
-    from jinja2 import TemplateError
-
-    try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **options)
-    except (TemplateError, TypeError, KeyError, ValueError, AttributeError) as error:
-        return f"it says {_short(str(error))}"
-    return next((f"it leaves out {what}" for marker, what in wanted.items() if marker not in text), None)
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 80 else text[:77] + "...")
 
 
 def _some(names: list[str]) -> str:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from jinja2 import TemplateError
+
 from tasks.contracts.errors import TrainingError
 from tasks.contracts.prompt import Prompt
 from tasks.contracts.rows import Row, read_rows
@@ -36,11 +38,17 @@ def tokenize_row(row: Row, prompt: Prompt, tokenizer: PreTrainedTokenizerBase, m
 
     Raises:
         TrainingError: the row is longer than `max_tokens`, the template renders the answer in a way that cannot be
-            told from the prompt, or it never ends the answer.
+            told from the prompt, it refuses the row, or it never ends the answer.
     """
-    asked = [message.as_chat() for message in prompt.messages(row)]
-    prompt_ids = _render(tokenizer, asked, ask=True)
-    whole = _render(tokenizer, [*asked, {"role": "assistant", "content": row.target}], ask=False)
+    try:
+        prompt_ids = _render(tokenizer, prompt.conversation(row), prompt, ask=True)
+        whole = _render(tokenizer, prompt.answered(row), prompt, ask=False)
+    except TemplateError as error:
+        raise TrainingError(
+            f"The chat template cannot render a row: {error}",
+            where=f"row {row.id} (line {row.line})",
+            fix="take the row out, or use a base model whose chat template takes such conversations",
+        ) from error
     if whole[: len(prompt_ids)] != prompt_ids:
         raise TrainingError(
             "The chat template renders the prompt differently when an answer follows, so the model would be trained on "
@@ -131,8 +139,10 @@ def as_columns(examples: Sequence[Example], weights: Sequence[float] | None = No
     return columns if weights is None else columns | {WEIGHT: list(weights)}
 
 
-def _render(tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, str]], *, ask: bool) -> list[int]:
-    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], prompt: Prompt, *, ask: bool
+) -> list[int]:
+    text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask, **prompt.template_options)
     # The template writes all special tokens itself.
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
+from tasks.contracts.calls import read_answer
 from tasks.contracts.errors import TrainingError
 from tasks.contracts.prefer import PreferRequest
 from tasks.contracts.references import ItemOutcome
@@ -166,6 +167,10 @@ def _normal(task: TaskSpec, text: str) -> Any:
             return canonical_json(json.loads(text, parse_constant=_refuse_constant))
         except (ValueError, RecursionError):  # no JSON: compared as text
             pass
+    if task.kind is TaskKind.CALL:
+        reading = read_answer(text)
+        if reading.problem is None:  # which words are said instead of a call is not judged
+            return reading.calls or bool(reading.words)
     return " ".join(unicodedata.normalize("NFKC", text).split())
 
 

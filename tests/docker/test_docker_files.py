@@ -23,6 +23,7 @@ DOCKERFILES = sorted(DOCKER.glob("*/Dockerfile"))
 COMPOSE: dict[str, Any] = yaml.safe_load((DOCKER / "compose.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, Any] = COMPOSE["services"]
 WORKERS = ["worker-cpu", "worker-gpu", "worker-gpu-on-cpu"]
+GATEWAYS = ["gateway", "gateway-cpu"]
 # Official images; everything else is built from this project.
 IMAGES = {"postgres:15-bookworm"}
 SECRETS = re.compile(r"PASSWORD|AUTH_STRING|API_KEY|TOKEN|CONNECTION_URL|BACKEND_STORE_URI")
@@ -149,6 +150,7 @@ def test_the_images_extra_is_declared_and_pinned() -> None:
 def test_both_vllm_environments_have_their_recipe() -> None:
     devices = {SERVICES[name]["build"]["args"]["DEVICE"] for name in ("vllm", "vllm-cpu")}
     assert devices == {"cpu", "cuda"}
+    assert devices == {SERVICES[name]["build"]["args"]["VLLM"] for name in ("gateway", "gateway-cpu")}
     for device in devices:
         for kind in ("requirements", "constraints"):
             assert (DOCKER / "vllm" / f"{kind}-{device}.txt").is_file(), f"{kind} for {device} are missing"
@@ -192,6 +194,20 @@ def test_serving_hands_the_model_and_further_arguments_to_vllm(tmp_path: Path) -
     assert words[words.index("--dtype") + 1] == "bfloat16"
 
 
+def test_the_gateways_image_makes_vllms_environment_by_the_one_recipe() -> None:
+    text = (DOCKER / "app" / "Dockerfile").read_text(encoding="utf-8")
+    assert re.search(r"make_env\.sh (/\S+) ", text)[1] == re.search(r"GOLDGATE_VLLM_ENV=(\S+)", text)[1]  # type: ignore[index]
+
+
+def test_a_gateway_that_others_reach_asks_for_keys() -> None:
+    from goldgate.serve import gateway_spec
+
+    for gateway in GATEWAYS:
+        command = SERVICES[gateway]["command"]
+        spec = gateway_spec(None, [command[at + 1] for at, word in enumerate(command) if word == "--set"], None)
+        assert (spec.host, spec.keys_file) == ("0.0.0.0", "/store/serving/keys.json")
+
+
 # -- compose -------------------------------------------------------------------------------------------------------
 
 
@@ -202,7 +218,7 @@ def test_compose_follows_the_compose_specification() -> None:
 
 
 def test_every_part_of_the_design_is_there() -> None:
-    assert set(SERVICES) == {"postgres", "prefect-server", "mlflow", "deploy", "vllm", "vllm-cpu", *WORKERS}
+    assert set(SERVICES) == {"postgres", "prefect-server", "mlflow", "deploy", "vllm", "vllm-cpu", *GATEWAYS, *WORKERS}
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -234,7 +250,7 @@ def test_ports_are_bound_to_loopback(name: str) -> None:
 
 def test_what_people_open_is_published_and_the_database_is_not() -> None:
     published = {name for name, service in SERVICES.items() if "ports" in service}
-    assert published == {"prefect-server", "mlflow", "vllm", "vllm-cpu"}
+    assert published == {"prefect-server", "mlflow", "vllm", "vllm-cpu", *GATEWAYS}
     reach = {name for name, service in SERVICES.items() if "database" in service.get("networks", [])}
     assert reach == {"postgres", "prefect-server", "mlflow"}
     assert COMPOSE["networks"]["database"]["internal"] is True
@@ -282,6 +298,8 @@ def test_each_waits_for_what_it_needs() -> None:
     }
     for worker in WORKERS:
         assert waits[worker] == {"deploy": "service_completed_successfully", "mlflow": "service_healthy"}
+    for gateway in GATEWAYS:
+        assert waits[gateway] == {"mlflow": "service_healthy"}
     assert waits["deploy"] == {"prefect-server": "service_healthy"}
     assert waits["prefect-server"] == waits["mlflow"] == {"postgres": "service_healthy"}
 
@@ -297,7 +315,7 @@ def test_only_gpu_services_reserve_a_device_and_carry_cuda() -> None:
     def reserves(service: dict[str, Any]) -> bool:
         return "devices" in service.get("deploy", {}).get("resources", {}).get("reservations", {})
 
-    assert {name for name, service in SERVICES.items() if reserves(service)} == {"worker-gpu", "vllm"}
+    assert {name for name, service in SERVICES.items() if reserves(service)} == {"worker-gpu", "vllm", "gateway"}
     torch = {
         name: service["build"]["args"].get("TORCH_INDEX") for name, service in SERVICES.items() if "build" in service
     }
@@ -309,6 +327,8 @@ def test_workers_share_the_store_and_see_it_under_one_path() -> None:
     for name in WORKERS:
         assert "store:/store" in SERVICES[name]["volumes"]
         assert SERVICES[name]["environment"]["GOLDGATE_STORE"] == "/store"
+    for gateway in GATEWAYS:
+        assert "store:/store" in SERVICES[gateway]["volumes"]  # engines, traffic and the key of rollouts are kept there
     for name in ("vllm", "vllm-cpu"):
         assert SERVICES[name]["volumes"] == ["store:/store:ro"]
 
@@ -336,7 +356,8 @@ def test_volumes_of_a_plain_user_are_made_for_it() -> None:
 NOT_IN_COMPOSE = {
     "OPENAI_KEY",  # no variable: what a key of OpenAI is called when one is found in a row
     "GOLDGATE_TETHERED",  # the launcher of a training sets it for its child
-    "GOLDGATE_VLLM_ENV",  # the workers' image has no vLLM; a spec names the service's URL instead
+    "GOLDGATE_VLLM_ENV",  # the image sets it where it has a vLLM; for the workers a spec names the service's URL
+    "GOLDGATE_LOG_DB",  # the gateway's
 }
 
 

@@ -7,6 +7,7 @@ import pytest
 from tasks.contracts.references import ItemOutcome
 from tasks.contracts.spec import TaskSpec
 from tasks.evaluation.score import class_scores, macro_f1, means, metric_of, score_answer
+from tests.tool_toys import BOTH, CALL, REFUND, RESTART, WORDS
 
 CLASSIFY = TaskSpec(kind="classify", instruction="Which?", labels=("card", "loan", "mortgage"))
 EXTRACT = TaskSpec(
@@ -80,6 +81,44 @@ def test_free_text_matches_exactly_or_not(prediction: str, exact: float, valid: 
     assert score_answer(CHAT, "Hello. ", prediction) == {"exact_match": exact, "valid_output": valid}
 
 
+@pytest.mark.parametrize(
+    ("target", "prediction", "exact", "valid", "name", "arguments"),
+    [
+        (REFUND, REFUND, 1, 1, 1, 1),
+        (REFUND, '<tool_call>{"name": "refund", "arguments": {"order": 7.0}}</tool_call>', 1, 1, 1, 1),
+        (BOTH, f"{RESTART[:-1]}, {REFUND[1:]}", 1, 1, 1, 1),
+        (REFUND, REFUND.replace("7", "8"), 0, 1, 1, 0),
+        (REFUND, REFUND.replace("7", '"7"'), 0, 0, 1, 0),
+        (REFUND, REFUND.replace('"order": 7', '"order": 7, "why": "late"'), 0, 0, 1, 0.5),
+        (REFUND, RESTART, 0, 1, 0, 0),
+        (REFUND, '[{"arguments": {}, "name": "delete"}]', 0, 0, 0, 0),
+        (REFUND, BOTH, 0, 1, 0, 0.5),
+        (BOTH, REFUND, 0, 1, 0, 0.5),
+        (REFUND, f"{REFUND[:-1]}, {REFUND[1:]}", 0, 1, 0, 0.5),
+        (REFUND, WORDS, 0, 1, 0, 0),
+        (WORDS, WORDS, 1, 1, 1, 1),
+        (WORDS, "I cannot do that.", 1, 1, 1, 1),
+        (WORDS, REFUND, 0, 1, 0, 0),
+        (WORDS, "", 0, 0, 0, 0),
+        (WORDS, '<tool_call>{"name": "refund"', 0, 0, 0, 0),
+        (REFUND, REFUND[:-1], 0, 0, 0, 0),
+    ],
+)
+def test_calls_are_right_whatever_their_order_and_form(
+    target: str, prediction: str, exact: float, valid: float, name: float, arguments: float
+) -> None:
+    assert score_answer(CALL, target, prediction) == {
+        "exact_match": exact, "valid_output": valid, "call:name": name, "call:arguments": arguments,
+    }  # fmt: skip
+
+
+def test_parallel_calls_of_one_tool_are_held_against_those_most_like_them() -> None:
+    orders = ", ".join(f'{{"arguments": {{"order": {number}}}, "name": "refund"}}' for number in (7, 8))
+    swapped = ", ".join(f'{{"arguments": {{"order": {number}}}, "name": "refund"}}' for number in (9, 7))
+    scores = score_answer(CALL, f"[{orders}]", f"[{swapped}]")
+    assert scores == {"exact_match": 0, "valid_output": 1, "call:name": 1, "call:arguments": 0.5}
+
+
 def outcome(number: int, target: str, prediction: str) -> ItemOutcome:
     return ItemOutcome(
         id=str(number),
@@ -124,3 +163,10 @@ def test_every_metric_of_a_task_can_be_taken_over_all_items() -> None:
         "exact_match": 0.5, "valid_output": 1.0, "field:amount": 1.0, "field:currency": 0.5, "field_match": 0.75,
     }  # fmt: skip
     assert CHAT.metrics == ("exact_match", "valid_output")
+    called = [
+        outcome(number, target, answer).model_copy(update={"scores": score_answer(CALL, target, answer)})
+        for number, (target, answer) in enumerate([(REFUND, REFUND), (REFUND, BOTH)])
+    ]
+    assert {metric: metric_of(metric, CALL, called) for metric in CALL.metrics} == {
+        "exact_match": 0.5, "valid_output": 1.0, "call:name": 0.5, "call:arguments": 0.75,
+    }  # fmt: skip

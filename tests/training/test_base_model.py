@@ -18,11 +18,9 @@ from tasks.training.base_model import (
     carries_code,
     check_answers_writable,
     check_instruction_rendered,
-    check_tools_rendered,
     check_weights,
     convert,
     resolve,
-    tools_left_out,
 )
 from tests.tiny import CHATML
 
@@ -291,13 +289,6 @@ def test_quantised_weights_are_refused(tiny_model: Path, tmp_path: Path) -> None
 
 NO_SYSTEM = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
 DROPS_SYSTEM = "{% for message in messages if message['role'] != 'system' %}{{ message['content'] }}{% endfor %}"
-WITH_TOOLS = (
-    "{{ tools | tojson }}{% for message in messages %}{{ message['content'] }}"
-    "{% for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}{% endfor %}"
-)
-NO_RESULTS = WITH_TOOLS.replace(
-    "{{ message['content'] }}", "{% if message.role != 'tool' %}{{ message['content'] }}{% endif %}"
-)
 
 
 class Templated:
@@ -337,27 +328,6 @@ def test_model_whose_template_drops_the_instruction_is_refused(tiny_model: Path,
     (silent / "chat_template.jinja").write_text(DROPS_SYSTEM)
     with pytest.raises(ModelError, match="leaves out the system message"):
         convert(resolve(str(silent)), tmp_path / "out", ignore_progress)
-
-
-@pytest.mark.parametrize(
-    ("template", "reason"),
-    [
-        (WITH_TOOLS, None),
-        (CHATML, "it leaves out the definition of a tool"),
-        (NO_RESULTS, "it leaves out the result of a tool"),
-        (WITH_TOOLS.replace("call.function", "call.id"), "it leaves out the call of a tool"),
-        (WITH_TOOLS + "{{ raise_exception('no tools here') }}", "it says 'no tools here'"),
-    ],
-)
-def test_whether_a_template_renders_tools_is_told(tiny_model: Path, template: str, reason: str | None) -> None:
-    tokenizer = Templated(tiny_model, template)
-    assert tools_left_out(tokenizer) == reason
-    if reason is None:
-        check_tools_rendered(tokenizer, "here")
-    else:
-        with pytest.raises(ModelError, match="cannot render tools") as refusal:
-            check_tools_rendered(tokenizer, "here")
-        assert reason in refusal.value.what
 
 
 def word_tokenizer(**options: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ import pytest
 
 from tasks.contracts.errors import TrainingError
 from tasks.contracts.prompt import tuned_prompt
-from tasks.contracts.rows import Message, Row, write_rows
+from tasks.contracts.rows import Call, Message, Row, write_rows
 from tasks.contracts.spec import TaskKind, TaskSpec
 from tasks.training.examples import Example, WeightFacts, as_columns, read_weights, sum_up_weights, tokenize_row
+from tests.tool_toys import BOTH, CALL, HERMES, ONE_CALL, REFUND, WORDS
 
 TASK = TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which fruit?", labels=("red apple", "pear"))
 
@@ -72,6 +74,46 @@ def test_template_that_hides_the_answer_is_refused(tiny_model: Path, template: s
     tokenizer.chat_template = template
     with pytest.raises(TrainingError, match=what):
         tokenize_row(row("green", "pear"), tuned_prompt(TASK), tokenizer, 512)
+
+
+@pytest.fixture(scope="module")
+def calling(tiny_model: Path) -> Any:
+    """A tokenizer whose chat template has tools."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = HERMES
+    return tokenizer
+
+
+CALLED = '<tool_call>\n{"name": "refund", "arguments": {"order": 7}}\n</tool_call>'
+STARTED = '<tool_call>\n{"name": "restart", "arguments": {"device": "screen"}}\n</tool_call>'
+
+
+@pytest.mark.parametrize(("target", "written"), [(REFUND, CALLED), (BOTH, CALLED + STARTED), (WORDS, WORDS)])
+def test_loss_covers_exactly_the_calls_and_their_end(calling: Any, target: str, written: str) -> None:
+    earlier = (
+        Message("user", "dark"),
+        Message("assistant", "", (Call("restart", '{"device": "screen"}'),)),
+        Message("tool", "restarted", name="restart"),
+    )
+    example = tokenize_row(Row("r7", 12, earlier, target), tuned_prompt(CALL), calling, 5000)
+    cut = len(example.input_ids) - example.answer_tokens
+    shown = calling.decode(example.input_ids[:cut])
+    assert calling.decode(example.input_ids[cut:]) == f"{written}<|im_end|>"
+    assert shown.endswith("<tool_response>restarted</tool_response><|im_end|>\n<|im_start|>assistant\n")
+    assert shown.count(f"{STARTED}<|im_end|>") == 1
+    assert all(shown.count(json.dumps({"type": "function", "function": tool})) == 1 for tool in CALL.tools)
+
+
+def test_a_row_that_the_template_refuses_is_named(tiny_model: Path) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.chat_template = ONE_CALL
+    with pytest.raises(TrainingError, match="cannot render a row: one call at a time") as refusal:
+        tokenize_row(row("both", BOTH), tuned_prompt(CALL), tokenizer, 5000)
+    assert refusal.value.where == "row r7 (line 12)"
 
 
 def write_weighted(folder: Path, *weights: float) -> Path:

@@ -13,6 +13,7 @@ from tasks.data.facts import schema_check
 from tasks.data.similar import normalise
 from tasks.data.synthesis.filters import Refusal, find_object, word_f1
 from tasks.data.synthesis.grounding import new_number, ungrounded
+from tasks.data.synthesis.prompts import no_teacher
 
 SHORT = 200  # characters that are let through however short the original was
 # The filters, in the order in which a rewriting passes them; each is also the code of its refusals.
@@ -98,6 +99,8 @@ class Judge:
                 target = found.strip()
                 if self._task.labels and target not in self._task.labels:
                     return _refusal("schema", f"{target[:SHORT]!r} is none of the labels")
+            case TaskKind.CALL:
+                raise no_teacher()
         try:
             target.encode()
         except UnicodeEncodeError:

@@ -42,15 +42,18 @@ def rewrite_training_answers(
 
     Raises:
         DataError: the teacher changed nothing, so there is nothing to compare.
+        SpecError: no teacher rewrites answers of such a task.
     """
     from tasks.data.curate import REPORT
     from tasks.data.distill.report import funnel_words
     from tasks.data.distill.rewrite import ORIGINALS, SOURCE, rewrite_answers
     from tasks.data.ingest import ROWS
+    from tasks.data.synthesis.prompts import check_can_be_written
     from tasks.data.synthesis.steps import noted_ids, teacher_key
     from tasks.data.validate import NOTES
 
     training = spec.training
+    check_can_be_written(training.task)
     store = open_store(training.execution)
     checked, curated = store.open(valid.uri), store.open(splits.uri)
     config = spec.model_dump(mode="json", exclude={"training": True, "teacher": MANNERS})

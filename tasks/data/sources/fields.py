@@ -14,7 +14,8 @@ from collections.abc import Callable
 from datetime import UTC, date, datetime
 from typing import Any, cast, get_args
 
-from tasks.contracts.rows import Message, Role, Row, canonical_json
+from tasks.contracts.calls import read_answer, read_tool_calls, write_calls
+from tasks.contracts.rows import Call, Message, Role, Row, canonical_json
 from tasks.contracts.spec import DataSpec, TaskKind
 from tasks.data.sources.record import SYNTHETIC, Record, is_deep, name_value
 
@@ -102,7 +103,7 @@ class RowMaker:
         target: str | None = None
         if data.messages_field is not None:
             try:
-                messages, answer = _split_conversation(_present(values, data.messages_field), data.messages_field)
+                messages, answer = _split_conversation(_present(values, data.messages_field), data.messages_field, kind)
                 target = _read_answer(answer, kind, "the last assistant turn")
             except _UnusableError as why:
                 reasons.append(str(why))
@@ -113,7 +114,7 @@ class RowMaker:
             shown = _present(values, text_field)
             conversational = isinstance(shown, list)
             if conversational:
-                messages = tuple(_read_messages(shown, text_field))
+                messages = tuple(_read_messages(shown, text_field, kind))
                 if not messages:
                     raise _UnusableError(f"{text_field} holds no turns")
             elif isinstance(shown, str):
@@ -126,7 +127,7 @@ class RowMaker:
             answer = _present(values, target_field)
             # A list is an answer of its own where answers are JSON, unless the input is a list of messages too.
             if _is_messages(answer) and (conversational or kind is not TaskKind.EXTRACT):
-                answer = _read_completion(answer, target_field)
+                answer = _read_completion(answer, target_field, kind)
             target = _read_answer(answer, kind, target_field)
         except _UnusableError as why:
             reasons.append(str(why))
@@ -158,6 +159,8 @@ def _whole(text: str, field: str) -> str:
 def _read_answer(value: Any, kind: TaskKind, field: str) -> str:
     if kind is TaskKind.EXTRACT:
         return _read_json(value, field)
+    if kind is TaskKind.CALL:
+        return _read_calls(value, field)
     if kind is TaskKind.CLASSIFY and isinstance(value, int) and not isinstance(value, bool):
         return str(value)  # the same label whether a part holds it as number or as text
     if kind is TaskKind.CLASSIFY and isinstance(value, float):
@@ -165,6 +168,35 @@ def _read_answer(value: Any, kind: TaskKind, field: str) -> str:
     if not isinstance(value, str):
         raise _UnusableError(f"{field} is {name_value(value)}, not text")
     return _whole(value, field)
+
+
+def _read_calls(value: Any, field: str) -> str:
+    """Calls of tools in canonical form, from a list, one object, or a text as a model writes them; or words."""
+    if isinstance(value, str):
+        reading = read_answer(_whole(value, field))
+        if reading.problem is not None:
+            raise _UnusableError(f"{field} is no call of a tool: {reading.problem}")
+        return reading.answer if reading.calls else value
+    calls = [value] if isinstance(value, dict) else value
+    if not isinstance(calls, list):
+        raise _UnusableError(f"{field} is {name_value(value)}, neither text nor calls of tools")
+    if not calls:
+        raise _UnusableError(f"{field} is an empty list: where no tool is called, it has to say what is answered")
+    return write_calls(_find_calls(calls, field))
+
+
+def _find_calls(calls: list[Any], where: str) -> list[Call]:
+    try:
+        found = read_tool_calls(calls)
+        if any(is_deep(json.loads(call.arguments), call.arguments) for call in found):
+            raise RecursionError
+    except RecursionError as error:
+        raise _UnusableError(f"{where} is nested too deep") from error
+    except UnicodeEncodeError as error:
+        raise _UnusableError(f"{where} holds half a surrogate pair, which UTF-8 cannot write") from error
+    except (ValueError, TypeError) as error:
+        raise _UnusableError(f"{where} is no call of a tool: {error}") from error
+    return found
 
 
 def _read_json(value: Any, field: str) -> str:
@@ -189,7 +221,7 @@ def _read_json(value: Any, field: str) -> str:
 # -- conversations ------------------------------------------------------------------------------------------------
 
 
-def _split_conversation(turns: Any, field: str) -> tuple[tuple[Message, ...], str]:
+def _split_conversation(turns: Any, field: str, kind: TaskKind) -> tuple[tuple[Message, ...], str]:
     """The turns before the last assistant turn, and that turn."""
     if isinstance(turns, str):  # CSV has no lists
         try:
@@ -198,42 +230,98 @@ def _split_conversation(turns: Any, field: str) -> tuple[tuple[Message, ...], st
             raise _UnusableError(f"{field} is not valid JSON: {error}") from error
     if not isinstance(turns, list):
         raise _UnusableError(f"{field} is {name_value(turns)}, not a list of turns")
-    messages = _read_messages(turns, field)
+    messages = _read_messages(turns, field, kind)
     if not messages or messages[-1].role != "assistant":
         raise _UnusableError(f"{field} does not end with an assistant turn, so there is no answer to learn")
     if len(messages) == 1:
         raise _UnusableError(f"{field} has no turn before the answer")
-    return tuple(messages[:-1]), messages[-1].content
+    return tuple(messages[:-1]), _answer_of(messages[-1], f"{field}: turn {len(messages)}")
 
 
 def _is_messages(value: Any) -> bool:
     return isinstance(value, list) and bool(value) and all(isinstance(turn, dict) and "role" in turn for turn in value)
 
 
-def _read_completion(turns: list[Any], field: str) -> str:
+def _read_completion(turns: list[Any], field: str, kind: TaskKind) -> str:
     """The answer of a completion in trl's conversational form: exactly one assistant message."""
-    messages = _read_messages(turns, field)
+    messages = _read_messages(turns, field, kind)
     if len(messages) != 1 or messages[0].role != "assistant":
         roles = ", ".join(message.role for message in messages)
         raise _UnusableError(f"{field} is not exactly one assistant message: {roles}")
-    return messages[0].content
+    return _answer_of(messages[0], f"{field}: turn 1")
 
 
-def _read_messages(turns: list[Any], field: str) -> list[Message]:
-    messages = []
+def _answer_of(turn: Message, where: str) -> str:
+    """The answer that an assistant turn is: what it says, or what it calls."""
+    if turn.calls and turn.content:
+        raise _UnusableError(f"{where} has both text and tool calls, an answer is one of them")
+    return write_calls(turn.calls) if turn.calls else turn.content
+
+
+def _read_messages(turns: list[Any], field: str, kind: TaskKind) -> list[Message]:
+    """The turns of a conversation. Calls of tools are calls where the task is to call; else the text of one."""
+    messages: list[Message] = []
+    ids: list[str | None] = []  # of the calls of the last assistant turn
+    results: list[tuple[int, Message]] = []  # of these calls, each with the place of its call
     for number, turn in enumerate(turns, start=1):
+        where = f"{field}: turn {number}"
         if not isinstance(turn, dict):
-            raise _UnusableError(f"{field}: turn {number} is {name_value(turn)}, not an object with role and content")
+            raise _UnusableError(f"{where} is {name_value(turn)}, not an object with role and content")
         role: Any = turn.get("role")
         if not isinstance(role, str) or role not in _ROLES:
-            raise _UnusableError(f"{field}: turn {number} has the role {role!r}; there are {', '.join(sorted(_ROLES))}")
+            raise _UnusableError(f"{where} has the role {role!r}; there are {', '.join(sorted(_ROLES))}")
         content = turn.get("content")
+        calls: tuple[Call, ...] = ()
         if turn.get("tool_calls") or turn.get("function_call"):
-            content = _read_tool_calls(turn, f"{field}: turn {number}")
+            if kind is TaskKind.CALL:
+                calls = _read_turn_calls(turn, where)
+                content = "" if content is None else content
+            else:
+                content = _read_tool_calls(turn, where)
         if not isinstance(content, str):
             raise _UnusableError(f"{field}: the content of turn {number} is {name_value(content)}, not text")
-        messages.append(Message(cast(Role, role), _whole(content, f"{field}: turn {number}")))
+        message = Message(cast(Role, role), _whole(content, where), calls)
+        if kind is TaskKind.CALL and role == "tool":
+            place, message = _find_call_of(turn, message, messages, ids, len(results), where)
+            results.append((place, message))
+            # Results stand in the order of their calls, which is how they are found again without ids.
+            results.sort(key=lambda result: result[0])
+            messages[len(messages) - len(results) + 1 :] = [result for _, result in results]
+            continue
+        results = []
+        ids = [_call_id(call) for call in turn["tool_calls"]] if calls else []
+        messages.append(message)
     return messages
+
+
+def _read_turn_calls(turn: dict[str, Any], where: str) -> tuple[Call, ...]:
+    calls = turn.get("tool_calls")
+    if turn["role"] != "assistant":
+        raise _UnusableError(f"{where} has tool calls, but is no assistant turn")
+    if not isinstance(calls, list):
+        raise _UnusableError(f"{where} has tool calls that are no list")
+    return tuple(_find_calls(calls, where))
+
+
+def _call_id(call: dict[str, Any]) -> str | None:
+    found = call.get("id")
+    return found if isinstance(found, str) else None
+
+
+def _find_call_of(
+    turn: dict[str, Any], result: Message, before: list[Message], ids: list[str | None], number: int, where: str
+) -> tuple[int, Message]:
+    """The place of the call that a tool turn answers, by its id, else by its own place, and the turn with its name."""
+    named, asked = turn.get("name"), turn.get("tool_call_id")
+    place = number
+    if asked is not None and any(ids):
+        if asked not in ids:
+            raise _UnusableError(f"{where} is the result of the call {asked!r}, which no turn before it makes")
+        place = ids.index(asked)
+    calls = next((message.calls for message in reversed(before) if message.role != "tool"), ())
+    if not isinstance(named, str):
+        named = calls[place].name if place < len(calls) else None
+    return place, result._replace(name=named)
 
 
 def _read_tool_calls(turn: dict[str, Any], where: str) -> str:

@@ -30,7 +30,7 @@ from tasks.data.similar import (
     normalise,
     sketch_texts,
 )
-from tasks.data.synthesis.prompts import answer_schema, example_schema
+from tasks.data.synthesis.prompts import answer_schema, example_schema, no_teacher
 
 VOTES = 3
 AGREE = 2
@@ -127,6 +127,8 @@ class Reader:
                     return Parsed(_schema("its answer holds NaN or Infinity, which JSON does not have"), lenient)
                 problem = self._problem(target)
                 return Parsed(_schema(problem) if problem is not None else Example(text, target), lenient)
+            case TaskKind.CALL:
+                raise no_teacher()
 
     def answer(self, content: str) -> str | None:
         """The answer to an example, written as a target; None if it is none."""

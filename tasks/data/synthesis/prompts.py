@@ -37,6 +37,25 @@ class Wish(NamedTuple):
     number: int = 1
 
 
+def check_can_be_written(task: TaskSpec) -> None:
+    """Refuse a task whose examples no teacher is asked for here.
+
+    Raises:
+        SpecError: its answers are calls of tools.
+    """
+    if task.kind is TaskKind.CALL:
+        raise no_teacher()
+
+
+def no_teacher() -> SpecError:
+    """The refusal of a task whose answers are calls of tools."""
+    return SpecError(
+        "A teacher writes and rewrites labels, JSON and text here, no calls of tools.",
+        where="task.kind",
+        fix="collect calls from real use, or have another program write them, and use them as `data.source`",
+    )
+
+
 # -- schemas ------------------------------------------------------------------------------------------------------
 
 
@@ -46,7 +65,7 @@ def example_schema(task: TaskSpec, *, from_document: bool) -> dict[str, Any]:
     The answer to a classify example is not in it: it is known before. A chat example from a document has a quote.
 
     Raises:
-        SpecError: the task's schema refers to a part of itself that is no definition.
+        SpecError: the task's schema refers to a part of itself that is no definition, or answers are calls of tools.
     """
     text = {"type": "string", "minLength": 1}
     match task.kind:
@@ -68,6 +87,8 @@ def example_schema(task: TaskSpec, *, from_document: bool) -> dict[str, Any]:
                         fix="put what is referred to under $defs, and refer to it as #/$defs/<name>",
                     )
             return _object({"text": text, "answer": inner}) | shared
+        case TaskKind.CALL:
+            raise no_teacher()
 
 
 def answer_schema(task: TaskSpec) -> dict[str, Any]:
@@ -145,6 +166,8 @@ def _form(task: TaskSpec, *, from_document: bool) -> str:
         case TaskKind.CHAT:
             quote = ', "quote": "the words of the document that the answer rests on, copied"' if from_document else ""
             return f'{{"text": "the input", "answer": "the answer"{quote}}}'
+        case TaskKind.CALL:
+            raise no_teacher()
 
 
 def _request(task: TaskSpec, wish: Wish) -> Iterator[str]:

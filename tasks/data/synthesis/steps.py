@@ -32,7 +32,13 @@ def check_real_rows(raw: RawDatasetRef, spec: SynthesizeSpec) -> ValidDatasetRef
     """Part good rows from bad, as for a training, but for the base model's limit of tokens: no model is known here.
 
     What `data.secrets` and `data.personal_data` mask or quarantine is thereby kept from the teacher.
+
+    Raises:
+        SpecError: no teacher writes examples of such a task.
     """
+    from tasks.data.synthesis.prompts import check_can_be_written
+
+    check_can_be_written(spec.task)
     store = open_store(spec.execution)
     config = {
         "task": spec.task.model_dump(mode="json", exclude={"instruction"}),

@@ -16,10 +16,12 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tasks.contracts.calls import read_answer
 from tasks.contracts.errors import EvaluationError, ModelError
 from tasks.contracts.progress import Progress, ProgressListener
 from tasks.contracts.prompt import Decoding, Prompt
 from tasks.contracts.rows import Row
+from tasks.contracts.tool_template import check_tools_rendered
 from tasks.evaluation.engines.choices import Choices, token_bytes
 from tasks.evaluation.engines.dtype import Dtype, default_dtype
 from tasks.evaluation.engines.engine import Answer
@@ -105,11 +107,17 @@ class EmbeddedEngine:
     def answer(
         self, prompt: Prompt, rows: Sequence[Row], decoding: Decoding, listener: ProgressListener
     ) -> list[Answer]:
-        """See `Engine.answer`."""
+        """See `Engine.answer`.
+
+        Raises:
+            ModelError: there are tools to call, and the chat template cannot render them.
+        """
         import torch
 
         if not rows:
             return []
+        if prompt.tools:
+            check_tools_rendered(self._tokenizer, str(self._folder))
         tokens = [self.prompt_tokens(prompt, row) for row in rows]
         self._check_lengths(rows, tokens, decoding)
         choices = self._choices(decoding)
@@ -128,7 +136,7 @@ class EmbeddedEngine:
                 batch_ms = 1000 * (time.perf_counter() - started) / len(batch)
                 for item in batch:
                     answers[item.place] = Answer(
-                        prediction=self._text(item, choices),
+                        prediction=self._call(item) if prompt.tools else self._text(item, choices),
                         confidence=math.exp(item.log_probability),
                         latency_ms=prefix_ms + batch_ms,
                         prompt_tokens=len(tokens[item.place]),
@@ -140,8 +148,18 @@ class EmbeddedEngine:
 
     def prompt_tokens(self, prompt: Prompt, row: Row) -> list[int]:
         """The tokens that the model is shown for one row: the chat template over the whole conversation."""
-        messages = [message.as_chat() for message in prompt.messages(row)]
-        ids: list[int] = self._tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
+        from jinja2 import TemplateError
+
+        try:
+            ids: list[int] = self._tokenizer.apply_chat_template(
+                prompt.conversation(row), add_generation_prompt=True, return_dict=False, **prompt.template_options
+            )
+        except TemplateError as error:
+            raise EvaluationError(
+                f"The chat template cannot render an item: {error}",
+                where=f"item {row.id}, model {self._folder}",
+                fix="freeze a golden set without such conversations, or use a model whose chat template takes them",
+            ) from error
         return ids
 
     # -- decoding -----------------------------------------------------------------------------------------------
@@ -221,8 +239,19 @@ class EmbeddedEngine:
     def _text(self, item: _Item, choices: Choices | None) -> str:
         if choices is not None:
             return item.choice if item.choice is not None else item.text.decode(errors="replace")
+        return self._decoded(item, special=False)
+
+    def _call(self, item: _Item) -> str:
+        """The calls that an answer makes, in canonical form; the text where it makes none.
+
+        Some chat templates mark calls by special tokens, so calls are looked for with them, and words kept without.
+        """
+        reading = read_answer(self._decoded(item, special=True))
+        return self._decoded(item, special=False) if not reading.calls and reading.problem is None else reading.answer
+
+    def _decoded(self, item: _Item, *, special: bool) -> str:
         kept = [token for token in item.drawn if token not in self._end_ids]
-        text: str = self._tokenizer.decode(kept, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        text: str = self._tokenizer.decode(kept, skip_special_tokens=not special, clean_up_tokenization_spaces=False)
         return text
 
     # -- preparing ----------------------------------------------------------------------------------------------

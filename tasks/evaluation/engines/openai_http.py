@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from tasks.contracts.errors import ServiceError, SpecError
+from tasks.contracts.openai_chat import question, said
 from tasks.contracts.progress import Progress, ProgressListener
 from tasks.contracts.prompt import Decoding, Prompt
 from tasks.contracts.rows import Row
@@ -39,6 +40,7 @@ class OpenAIEngine:
         *,
         batch_size: int,
         identity: str | None = None,
+        reads_calls: bool = False,
         timeout: float = 120.0,
         backoff: float = 0.5,
     ) -> None:
@@ -49,6 +51,8 @@ class OpenAIEngine:
             model: the model's name there.
             batch_size: how many requests are under way at a time.
             identity: what evaluations share, if the caller knows more than the address.
+            reads_calls: the server, a vLLM, is to hand on calls of tools as the model writes them, and they are read
+                here; without it the server reads them, if it can.
             timeout: seconds for one request.
             backoff: seconds before the second attempt; doubled for each further one.
 
@@ -59,6 +63,7 @@ class OpenAIEngine:
         self._model = model
         self._batch_size = batch_size
         self._identity = identity or openai_identity(url)
+        self._reads_calls = reads_calls
         self._backoff = backoff
         self._key = os.environ.get(API_KEY)
         self._client = httpx.Client(
@@ -99,21 +104,16 @@ class OpenAIEngine:
     # -- requests -----------------------------------------------------------------------------------------------
 
     def _ask(self, prompt: Prompt, row: Row, decoding: Decoding) -> Answer:
-        body: dict[str, Any] = {
-            "model": self._model,
-            "messages": [message.as_chat() for message in prompt.messages(row)],
-            "temperature": 0,
-            "max_tokens": decoding.max_new_tokens,
-        }
-        if decoding.choices:
-            body["structured_outputs"] = {"choice": list(decoding.choices)}  # vLLM ignores the older guided_choice
+        body = question(self._model, prompt, row, decoding)
+        if not self._reads_calls:  # what only a vLLM knows
+            body = {name: value for name, value in body.items() if name not in ("tool_choice", "skip_special_tokens")}
         started = time.perf_counter()
         record = self._request("POST", "chat/completions", body, about=f"item {row.id}")
         try:
-            text = record["choices"][0]["message"]["content"]
+            message = record["choices"][0]["message"]
             usage = record.get("usage") or {}
             return Answer(
-                prediction=text or "",  # null when the model refused or only thought: not valid, but an answer
+                prediction=said(message, tools=bool(prompt.tools)),
                 confidence=None,  # servers differ in whether logprobs are those before or after the constraint
                 latency_ms=1000 * (time.perf_counter() - started),
                 prompt_tokens=int(usage.get("prompt_tokens", 0)),
@@ -195,7 +195,7 @@ class OpenAIEngine:
                 f"The server refuses the request (HTTP {answer.status_code}): {self._excerpt(answer.text)}",
                 where=where,
                 fix="check the model's name, its context length, and that the server knows `structured_outputs` "
-                "(vLLM from 0.12 on does)",
+                "(vLLM from 0.12 on does); where the task has tools, that it was started with a parser of their calls",
             )
         try:
             return answer.json()

@@ -14,7 +14,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib.metadata import distributions
 from pathlib import Path
 from typing import IO
 
@@ -24,12 +23,13 @@ from tasks.contracts.errors import EvaluationError
 from tasks.contracts.progress import Progress, ProgressListener
 from tasks.contracts.prompt import Decoding, Prompt
 from tasks.contracts.rows import Row
+from tasks.contracts.tool_template import check_tools_rendered
 from tasks.evaluation.engines.dtype import Dtype, default_dtype
 from tasks.evaluation.engines.engine import Answer
 from tasks.evaluation.engines.openai_http import OpenAIEngine
+from tasks.vllm import vllm_environment as find_environment
+from tasks.vllm import vllm_variables, vllm_version
 
-ENVIRONMENT = "GOLDGATE_VLLM_ENV"
-_MADE = "goldgate-vllm.txt"  # docker/vllm/make_env.sh writes it last
 _MODEL = "goldgate"
 _USUAL_START = 30.0  # seconds, eager, on two cores
 _LONGEST_START = 600.0
@@ -45,28 +45,17 @@ _DIES_WITH_PARENT = (
 
 
 def vllm_environment() -> Path:
-    """Find vLLM's environment: the folder named by GOLDGATE_VLLM_ENV, else `.vllm-env` in the root of the project.
+    """See `tasks.vllm.vllm_environment`.
 
     Raises:
         EvaluationError: it is not there or half made.
     """
-    named = os.environ.get(ENVIRONMENT)
-    folder = Path(named) if named else Path(__file__).parents[3] / ".vllm-env"
-    if not (folder / _MADE).is_file() or not (folder / "bin" / "vllm").is_file():
-        raise EvaluationError(
-            "vLLM's environment is not there, or its making was interrupted.",
-            where=str(folder),
-            fix=f"make it with `make vllm-env`, name another one in the environment's {ENVIRONMENT}, "
-            "or set `evaluate.engine` to embedded",
-        )
-    return folder
+    return find_environment(EvaluationError, "set `evaluate.engine` to embedded")
 
 
 def vllm_identity(environment: Path, dtype: Dtype | None = None) -> str:
     """What evaluations by this vLLM share; read from its packages, without starting it."""
-    packages = [str(folder) for folder in environment.glob("lib/python*/site-packages")]
-    found = {entry.name: entry.version for entry in distributions(name="vllm", path=packages)}
-    return f"vllm/{found['vllm'].split('+')[0]}/{dtype or default_dtype()}"
+    return f"vllm/{vllm_version(environment)}/{dtype or default_dtype()}"
 
 
 class VllmEngine:
@@ -94,7 +83,13 @@ class VllmEngine:
     def answer(
         self, prompt: Prompt, rows: Sequence[Row], decoding: Decoding, listener: ProgressListener
     ) -> list[Answer]:
-        """See `Engine.answer`."""
+        """See `Engine.answer`.
+
+        Raises:
+            ModelError: there are tools to call, and the chat template cannot render them.
+        """
+        if prompt.tools:
+            self._check_tools()
         if self._client is None:
             self._client = self._start(listener)
         return self._client.answer(prompt, rows, decoding, listener)
@@ -116,6 +111,12 @@ class VllmEngine:
             self._log.close()
             self._log = None
 
+    def _check_tools(self) -> None:
+        from transformers import AutoTokenizer
+
+        # A server with a template that knows no tools would leave them out without a word.
+        check_tools_rendered(AutoTokenizer.from_pretrained(self._folder, local_files_only=True), str(self._folder))
+
     # -- starting -----------------------------------------------------------------------------------------------
 
     def _start(self, listener: ProgressListener) -> OpenAIEngine:
@@ -125,7 +126,7 @@ class VllmEngine:
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server runs; `close` closes it
         self._process = subprocess.Popen(
             [sys.executable, "-c", _DIES_WITH_PARENT, str(os.getpid()), *self._command(port)],
-            env=self._variables(),
+            env=vllm_variables(self._environment),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -141,7 +142,7 @@ class VllmEngine:
         except BaseException:
             self.close()
             raise
-        return OpenAIEngine(url, _MODEL, batch_size=self._batch_size, identity=self.identity)
+        return OpenAIEngine(url, _MODEL, batch_size=self._batch_size, identity=self.identity, reads_calls=True)
 
     def _command(self, port: int) -> list[str]:
         config = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))
@@ -156,20 +157,6 @@ class VllmEngine:
             "--enforce-eager",  # compiling costs a minute at each start, and an evaluation takes less
             "--shutdown-timeout", "20",  # without it, ending waits minutes for requests under way
         ]  # fmt: skip
-
-    def _variables(self) -> dict[str, str]:
-        """The environment of the server: offline, silent, on the cores that this process may use."""
-        cores = ",".join(str(core) for core in sorted(os.sched_getaffinity(0)))
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("VLLM_", "PYTHON", "OMP_"))}
-        return kept | {
-            "VIRTUAL_ENV": str(self._environment),
-            "PATH": f"{self._environment / 'bin'}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-            "VLLM_CPU_KVCACHE_SPACE": "1",  # GiB
-            "VLLM_CPU_OMP_THREADS_BIND": cores,  # else it uses one core
-            "VLLM_NO_USAGE_STATS": "1",
-            "DO_NOT_TRACK": "1",
-            "HF_HUB_OFFLINE": "1",
-        }
 
     def _failure(self, what: str, log: IO[bytes]) -> EvaluationError:
         # pread, since the server writes at the file's one position
