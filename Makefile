@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo verdicts test test-slow check up down bench-gate bench-data bench-training vllm-env clean
+.PHONY: setup demo verdicts test test-slow check up down bench-gate bench-data bench-training bench-serving vllm-env clean
 
 setup: $(READY)
 
@@ -50,6 +50,9 @@ bench-data: setup  # a million rows with planted faults, beside datatrove and se
 
 bench-training: setup  # training beside stock trl, and each option of it
 	$(BIN)/python -m bench.training
+
+bench-serving: setup vllm-env  # the gateway beside vLLM alone, changes of version under load, starts, a soak
+	$(BIN)/python -m bench.serving
 
 vllm-env:
 	docker/vllm/make_env.sh .vllm-env

@@ -27,6 +27,7 @@ from tasks.evaluation.steps import (
 from tasks.gate.steps import certify_promotion, check_budget, check_gate, decide_release, judge
 from tasks.registry.steps import find_system_to_beat, register_champion, release_of_baseline
 from tasks.report.steps import named_state, publish_verdict, write_run_folder
+from tasks.serving.steps import announce_promotion
 from tasks.training.prefer_steps import check_can_prefer
 from tasks.training.steps import check_training_device, fetch_base_model
 
@@ -75,6 +76,7 @@ def retrain(spec: RetrainSpec, override: Override | None = None, approval: Appro
     if release.promoted:
         certificate = certify_promotion(verdict, release, trained, golden, spec)
         registered = register_champion(verdict, certificate, trained, spec)
+        announce_promotion(registered, spec)
 
     placed = release_of_baseline(baseline, spec)
     folder = write_run_folder(

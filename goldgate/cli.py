@@ -23,6 +23,8 @@ from goldgate.config import load_spec, parse
 from goldgate.data_commands import data_app
 from goldgate.distill import distill
 from goldgate.prefer import prefer
+from goldgate.rollout import rollback, rollout
+from goldgate.serve import keys_app, serve
 from goldgate.sweep import sweep
 from goldgate.synthesize import synthesize
 from tasks.contracts.errors import GoldgateError, ServiceError, SpecError, StoreError
@@ -90,6 +92,7 @@ override_app = typer.Typer(
     no_args_is_help=True,
 )
 app.add_typer(override_app, name="override")
+app.add_typer(keys_app, name="keys")
 
 console = Console()
 errors = Console(stderr=True)
@@ -241,6 +244,9 @@ app.command()(synthesize)
 app.command()(distill)
 app.command()(prefer)
 app.command()(sweep)
+app.command()(serve)
+app.command()(rollout)
+app.command()(rollback)
 
 
 @gate_app.command("judge", hidden=True)
@@ -367,21 +373,6 @@ def down(store: StoreOption = None) -> None:
     from goldgate import services
 
     services.down(Path(_local_store(store)), console)
-
-
-@app.command()
-def rollback(
-    name: Annotated[str, typer.Argument(help="The registered model.", show_default=False)],
-    reason: Annotated[str, typer.Option("--reason", help="Why; kept with the version.", show_default=False)],
-    store: StoreOption = None,
-) -> None:
-    """Make the previous version champion again."""
-    execution = _execution(store)
-    _prepare(execution)
-    from tasks.registry.register import rollback as roll_back
-
-    registered = roll_back(name, execution, reason)
-    console.print(f"{name}: version {registered.version} is champion again.", highlight=False)
 
 
 @app.command()

@@ -14,7 +14,14 @@ from rich.table import Table
 from tasks.contracts.numbers import items, metric_name, percent
 from tasks.contracts.references import EvaluationRef, Outcome, Release, ReleaseKind, RunResult, Status, Verdict
 from tasks.contracts.spec import ExecutionSpec, RetrainSpec
-from tasks.report.summary import approve_command, hangs_on, requirement_table, verdict_table, what_would_change
+from tasks.report.summary import (
+    WAITING,
+    approve_command,
+    hangs_on,
+    requirement_table,
+    verdict_table,
+    what_would_change,
+)
 from tasks.report.words import (
     budget_sentences,
     look_sentences,
@@ -79,6 +86,8 @@ def print_result(console: Console, spec: RetrainSpec, result: RunResult, *, reus
         say(f"\nRegistered: {name} version {version.version}, alias {version.alias}{escape(by)}")
         say(f"  use it:    export MLFLOW_TRACKING_URI={without_password(tracking_uri(spec.execution))}")
         say(f"             mlflow.pyfunc.load_model('models:/{name}@{version.alias}').predict(['...'])   (Python)")
+        if version.alias == WAITING:
+            say("  roll out:  goldgate serve, then goldgate rollout CONFIG   (a worker does it by itself: make up)")
         if version.previous_version is not None:
             say(f"  roll back: goldgate rollback {name} --reason '...'   (to version {version.previous_version})")
         say("  serve it:  make vllm-env, then")
@@ -175,7 +184,8 @@ def print_status(console: Console, execution: ExecutionSpec, *, as_json: bool) -
         say("Models: none registered yet.")
     for model in models:
         say(f"\n[bold]{model.name}[/]  {model.versions} version{'' if model.versions == 1 else 's'}")
-        for alias, version in (("champion", model.champion), ("previous", model.previous)):
+        named = (("champion", model.champion), ("previous", model.previous), (WAITING, model.promoted))
+        for alias, version in named:
             if version is not None:
                 when = f"{version.registered:%Y-%m-%d %H:%M}"
                 say(f"  {alias}  version {version.version}, {when}: {escape(version.headline())}")

@@ -13,7 +13,8 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from tasks.contracts.prompt import Decoding, Prompt
-from tasks.contracts.spec import ExecutionSpec, Frozen, GoldenSpec, RetrainSpec, knob
+from tasks.contracts.spec import EngineSpec as EngineSpec  # a part of a task's configuration, and one of these
+from tasks.contracts.spec import ExecutionSpec, Frozen, GoldenSpec, RetrainSpec, RolloutSettings, knob
 
 _NAME = r"^[a-z][a-z0-9_-]{0,62}$"
 GATEWAY = "GOLDGATE_GATEWAY"  # environment: address of the gateway, for those who ask it
@@ -240,24 +241,6 @@ class Intent(Frozen):
         return champion if champion != self.to.version and champion is not None else self.aliases.previous
 
 
-class EngineSpec(Frozen):
-    """How an engine is run."""
-
-    max_model_len: int = knob(0, "Longest prompt and answer together, in tokens.", default=4096, ge=64, le=1_048_576)
-    dtype: str = knob(
-        1,
-        "float32 or bfloat16; auto is bfloat16 on CUDA and, as evaluation has it, by the CPU otherwise.",
-        default="auto",
-        pattern=r"^(auto|float32|bfloat16)$",
-    )
-    eager: bool = knob(2, "Skip compiling: starts in a third of the time, answers slower.", default=False)
-    start_seconds: float = knob(3, "Longest time to its first answer.", default=600.0, gt=0.0, le=7200.0)
-    arguments: tuple[str, ...] = knob(4, "Further arguments of `vllm serve`, for those who know.", default=())
-    adapters: bool = knob(
-        5, "Load adapters into one engine in place of merged models (CUDA only; see the README).", default=False
-    )
-
-
 class RolloutSpec(Frozen):
     """How a registered version is brought into service."""
 
@@ -266,29 +249,19 @@ class RolloutSpec(Frozen):
         1, "The version; none is the one that waits under the alias `promoted`.", default=None, pattern=r"^[0-9]+$"
     )
     golden: GoldenSpec = knob(2, "The golden set that it was evaluated on; some of its items are asked again.")
-    smoke_items: int = knob(
-        3, "Golden items that the new engine has to answer as evaluated.", default=64, ge=1, le=2000
-    )
-    min_agreement: float = knob(
-        4,
-        "Smallest share of them that is answered as evaluated (float32 gives 1.0, bfloat16 a little less).",
-        default=0.95,
-        gt=0.0,
-        le=1.0,
-    )
-    max_latency_ms: float | None = knob(
-        5, "Limit of the 95th percentile of their latency; none sets none.", default=None, gt=0.0
-    )
-    engine: EngineSpec = knob(6, "How the engine is run.", default=EngineSpec())
-    drain_seconds: float = knob(
-        7, "How long the engine that is not needed any more may finish its requests.", default=30.0, ge=0.0, le=3600.0
-    )
-    execution: ExecutionSpec = knob(8, "Where store and registry are.", default_factory=ExecutionSpec)
+    settings: RolloutSettings = knob(3, "How it is checked, and how its engine is run.", default=RolloutSettings())
+    execution: ExecutionSpec = knob(4, "Where store and registry are.", default_factory=ExecutionSpec)
 
     @classmethod
     def of(cls, spec: RetrainSpec, version: str | None = None) -> RolloutSpec:
         """The rollout of what a run has promoted, or of a version by its number."""
-        return cls(name=spec.name, version=version, golden=spec.golden, execution=spec.execution)
+        return cls(
+            name=spec.name,
+            version=version,
+            golden=spec.golden,
+            settings=spec.rollout or RolloutSettings(),
+            execution=spec.execution,
+        )
 
 
 class RolloutResult(Frozen):

@@ -821,6 +821,46 @@ class ExecutionSpec(Frozen):
     )
 
 
+class EngineSpec(Frozen):
+    """How an engine is run."""
+
+    max_model_len: int = knob(0, "Longest prompt and answer together, in tokens.", default=4096, ge=64, le=1_048_576)
+    dtype: str = knob(
+        1,
+        "float32 or bfloat16; auto is bfloat16 on CUDA and, as evaluation has it, by the CPU otherwise.",
+        default="auto",
+        pattern=r"^(auto|float32|bfloat16)$",
+    )
+    eager: bool = knob(2, "Skip compiling: starts in a third of the time, answers slower.", default=False)
+    start_seconds: float = knob(3, "Longest time to its first answer.", default=600.0, gt=0.0, le=7200.0)
+    arguments: tuple[str, ...] = knob(4, "Further arguments of `vllm serve`, for those who know.", default=())
+    adapters: bool = knob(
+        5, "Load adapters into one engine in place of merged models (CUDA only; see the README).", default=False
+    )
+
+
+class RolloutSettings(Frozen):
+    """How what was promoted is brought into service: the part of a rollout that a task's configuration says."""
+
+    smoke_items: int = knob(
+        0, "Golden items that the new engine has to answer as evaluated.", default=64, ge=1, le=2000
+    )
+    min_agreement: float = knob(
+        1,
+        "Smallest share of them that is answered as evaluated (float32 gives 1.0, bfloat16 a little less).",
+        default=0.95,
+        gt=0.0,
+        le=1.0,
+    )
+    max_latency_ms: float | None = knob(
+        2, "Limit of the 95th percentile of their latency; none sets none.", default=None, gt=0.0
+    )
+    engine: EngineSpec = knob(3, "How the engine is run.", default=EngineSpec())
+    drain_seconds: float = knob(
+        4, "How long the engine that is not needed any more may finish its requests.", default=30.0, ge=0.0, le=3600.0
+    )
+
+
 def _model_uri(uri: str) -> str:
     if re.match(r"^[a-z][a-z0-9+.-]+:", uri) and not re.match(r"^(hf|gguf|models|openai):.+", uri):
         raise ValueError(
@@ -872,7 +912,13 @@ class RetrainSpec(Frozen):
     preference: PreferenceSpec | None = knob(
         10, "A second stage of training on what the first gets wrong on dev; none leaves it out.", default=None
     )
-    execution: ExecutionSpec = knob(11, "Where things run and are kept.", default_factory=ExecutionSpec)
+    rollout: RolloutSettings | None = knob(
+        11,
+        "A promoted version waits for its rollout, which checks it beside the one that answers and moves traffic and "
+        "champion together (needs `goldgate serve`); none makes it champion at once.",
+        default=None,
+    )
+    execution: ExecutionSpec = knob(12, "Where things run and are kept.", default_factory=ExecutionSpec)
 
     @model_validator(mode="after")
     def _suites_are_known(self) -> Self:

@@ -28,7 +28,8 @@ from tasks.contracts.references import (
     TrainedModelRef,
     VerdictRef,
 )
-from tasks.contracts.spec import Override, RetrainSpec
+from tasks.contracts.serving import Proof, VersionRef
+from tasks.contracts.spec import ExecutionSpec, Override, RetrainSpec
 from tasks.runtime import open_store, say_done
 
 
@@ -155,6 +156,17 @@ def certify_promotion(
     )  # fmt: skip
     say_done("certify", f"signed with key {certificate.key_id[:12]}", reused=certificate.reused)
     return certificate
+
+
+@task(name="check certificate", persist_result=False, cache_policy=NO_CACHE)
+def check_certificate(version: VersionRef, execution: ExecutionSpec) -> Proof | None:
+    """Check the certificate of a version that is to go live, with a key that is trusted here."""
+    from tasks.gate.proof import prove
+
+    proof = prove(version, execution)
+    said = f"signed by the key {proof.key_id[:12]}, {proof.release}" if proof else "none: a person set this baseline"
+    say_done("check certificate", f"{version.label}, {said}", reused=False)
+    return proof
 
 
 def asked_by() -> str:

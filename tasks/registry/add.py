@@ -1,4 +1,4 @@
-"""A model becomes a version: uploaded as a pyfunc model, named with all of its tags at once, then made champion.
+"""A model becomes a version: uploaded as a pyfunc model, named with all of its tags at once, then given its alias.
 
 Each step leaves a state that the next call recognises: killed anywhere and called again, it ends the same.
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from tasks.contracts.spec import ExecutionSpec
-from tasks.registry.versions import CHAMPION, PREVIOUS, ServedTask, aliases_of
+from tasks.registry.versions import CHAMPION, PREVIOUS, PROMOTED, ServedTask, aliases_of
 from tasks.store import Store
 from tasks.tracking import open_run, quiet
 
@@ -97,6 +97,19 @@ def move_aliases(client: MlflowClient, name: str, version: str) -> str | None:
         client.set_registered_model_alias(name, PREVIOUS, champion)
     client.set_registered_model_alias(name, CHAMPION, version)
     return champion
+
+
+def let_wait(client: MlflowClient, name: str, version: str) -> tuple[str, str | None]:
+    """Name a version `promoted`, unless it is champion already; return its alias, and the version before a champion.
+
+    A version that waited before loses the alias: the newest promotion is the one that is rolled out.
+    """
+    aliases = aliases_of(client, name)
+    if aliases.get(CHAMPION) == version:
+        return CHAMPION, aliases.get(PREVIOUS)
+    if aliases.get(PROMOTED) != version:
+        client.set_registered_model_alias(name, PROMOTED, version)
+    return PROMOTED, None
 
 
 def _logged_model(run: TrackedRun, name: str) -> LoggedModel:

@@ -1,4 +1,4 @@
-"""From a certified promotion to a version in the registry that is champion, and the way back.
+"""From a certified promotion to a version in the registry that is champion, or waits to be, and the way back.
 
 Each step leaves a state that the next call recognises: killed anywhere and called again, it ends the same.
 """
@@ -25,7 +25,7 @@ from tasks.contracts.references import (
     VerdictRef,
 )
 from tasks.contracts.spec import DataSpec, ExecutionSpec, RetrainSpec
-from tasks.registry.add import NewVersion, add_version, move_aliases
+from tasks.registry.add import NewVersion, add_version, let_wait, move_aliases
 from tasks.registry.versions import (
     CHAMPION,
     PREVIOUS,
@@ -35,6 +35,7 @@ from tasks.registry.versions import (
     ServedTask,
     aliases_of,
     describe,
+    refusal_of,
     registry_errors,
     rollback_of,
     version_tags,
@@ -59,9 +60,14 @@ class _Files(NamedTuple):
 
 
 def register(
-    verdict: VerdictRef, certificate: CertificateRef, trained: TrainedModelRef, spec: RetrainSpec
+    verdict: VerdictRef,
+    certificate: CertificateRef,
+    trained: TrainedModelRef,
+    spec: RetrainSpec,
+    *,
+    waits: bool = False,
 ) -> RegisteredModelRef:
-    """Register the candidate that a certificate releases, and make it champion.
+    """Register the candidate that a certificate releases, and make it champion, or let it wait for its rollout.
 
     What the certificate says is compared with what is handed over; whose signature it bears is for those to check who
     use the model (`goldgate verify`), with a key that they trust.
@@ -73,12 +79,13 @@ def register(
         trained: the candidate.
         spec: gives the registered model's name, the task, the length of answers, what is said of the data, and where
             the registry is.
+        waits: it gets the alias `promoted`; `champion` moves when it is rolled out.
 
     Raises:
         CertificateError: the certificate is about another model or another verdict, says something else of the data,
             or releases nothing.
-        RegistryError: the verdict does not cover this, the candidate was rolled back before, or MLflow refuses. In all
-            of these cases the alias `champion` has not moved.
+        RegistryError: the verdict does not cover this, the candidate was rolled back or its rollout refused before, or
+            MLflow refuses. In all of these cases the alias `champion` has not moved.
         StoreError: a file of the candidate, of the verdict or of the certificate was changed.
         ServiceError: MLflow cannot be reached.
     """
@@ -108,11 +115,15 @@ def register(
             key = sha256(f"register {trained.merged_digest} {verdict.digest} {certificate.digest}".encode()).hexdigest()
             title = f"register {trained.merged_digest[:8]}"
             found = add_version(spec.execution, spec.name, title, new, key=key)
-        previous = move_aliases(client, spec.name, str(found.version))
+        version = str(found.version)
+        if waits:
+            alias, previous = let_wait(client, spec.name, version)
+        else:
+            alias, previous = CHAMPION, move_aliases(client, spec.name, version)
     return RegisteredModelRef(
         name=spec.name,
-        version=str(found.version),
-        alias=CHAMPION,
+        version=version,
+        alias=alias,
         digest=trained.merged_digest,
         previous_version=previous,
     )
@@ -255,6 +266,14 @@ def _check_registry(
                 where=f"models:/{name}/{version.version}",
                 fix="train another candidate; to take this one back after all, "
                 f"call `goldgate rollback {name} --reason …` again",
+            )
+        refused = refusal_of(version)
+        if refused is not None:
+            raise RegistryError(
+                f"This model is version {version.version}, and its rollout was refused: {' '.join(refused.reasons)}",
+                where=f"models:/{name}/{version.version}",
+                fix="train another candidate; to try this one again, "
+                f"`goldgate rollout CONFIG --version {version.version}`",
             )
     found = next((version for version in same_model if version.tags.get(VERDICT_DIGEST) == verdict.digest), None)
     number = aliases_of(client, name).get(CHAMPION)

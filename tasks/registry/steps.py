@@ -14,6 +14,7 @@ from tasks.contracts.references import (
     TrainedModelRef,
     VerdictRef,
 )
+from tasks.contracts.serving import Aliases, Intent, RolloutSpec, VersionRef
 from tasks.contracts.spec import RetrainSpec
 from tasks.runtime import say_done
 
@@ -43,14 +44,58 @@ def release_of_baseline(baseline: SystemUnderTest, spec: RetrainSpec) -> Release
     return Release.model_validate(found.model_dump()) if found and isinstance(found.kind, ReleaseKind) else None
 
 
+@task(name="resolve version", persist_result=False, cache_policy=NO_CACHE)
+def resolve(spec: RolloutSpec) -> VersionRef:
+    """The version that is to go live; from here on nobody asks an alias which one it is."""
+    from tasks.registry.serving_aliases import resolve_version
+
+    version = resolve_version(spec.name, spec.version, spec.execution)
+    say_done("resolve version", f"{version.label}, sha256 {version.digest[:12]}", reused=False)
+    return version
+
+
+@task(name="move aliases", persist_result=False, cache_policy=NO_CACHE)
+def move_champion(intent: Intent, spec: RolloutSpec) -> None:
+    """Have the alias `champion` name the version that traffic goes to."""
+    from tasks.registry.serving_aliases import move_champion as move
+
+    move(intent, spec.execution)
+    say_done("move aliases", f"champion is version {intent.to.version}", reused=False)
+
+
+@task(name="restore aliases", persist_result=False, cache_policy=NO_CACHE)
+def restore_aliases(intent: Intent, spec: RolloutSpec) -> None:
+    """Put the aliases back as they were before a rollout."""
+    from tasks.registry.serving_aliases import restore_aliases as restore
+
+    restore(intent, spec.execution)
+    say_done("restore aliases", f"champion is version {intent.aliases.champion}", reused=False)
+
+
+@task(name="refuse version", persist_result=False, cache_policy=NO_CACHE)
+def refuse_version(intent: Intent, spec: RolloutSpec) -> None:
+    """Tag a version with why it did not go live."""
+    from tasks.registry.serving_aliases import refuse_version as refuse
+
+    refuse(intent, spec.execution)
+    say_done("refuse version", intent.to.label, reused=False)
+
+
+def read_aliases(name: str, spec: RolloutSpec) -> Aliases:
+    """Which versions the aliases name."""
+    from tasks.registry.serving_aliases import read_aliases as read
+
+    return read(name, spec.execution)
+
+
 @task(name="register", persist_result=False, cache_policy=NO_CACHE)
 def register_champion(
     verdict: VerdictRef, certificate: CertificateRef, trained: TrainedModelRef, spec: RetrainSpec
 ) -> RegisteredModelRef:
-    """Register the certified candidate and make it champion."""
+    """Register the certified candidate and make it champion, or let it wait for its rollout."""
     from tasks.registry.register import register
 
-    registered = register(verdict, certificate, trained, spec)
+    registered = register(verdict, certificate, trained, spec, waits=spec.rollout is not None)
     previous = f", before it v{registered.previous_version}" if registered.previous_version else ""
     forced = f", FORCED by {certificate.release.by}" if certificate.release.kind is ReleaseKind.FORCED else ""
     say_done(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 CHAMPION = "champion"
 PREVIOUS = "previous"
+PROMOTED = "promoted"  # let in by its verdict, and waiting for its rollout
 ADAPTER_DIGEST = "goldgate.adapter_digest"
 VERDICT = "goldgate.verdict"
 VERDICT_DIGEST = "goldgate.verdict_digest"
@@ -39,6 +40,7 @@ REASONS = "goldgate.reasons"
 METRICS = "goldgate.metrics"
 RUN_FINGERPRINT = "goldgate.fingerprint"
 ROLLED_BACK = "goldgate.rolled_back"
+ROLLOUT_REFUSED = "goldgate.rollout_refused"
 RELEASE = "goldgate.release"
 CERTIFICATE_DIGEST = "goldgate.certificate_digest"
 KEY_ID = "goldgate.key_id"
@@ -64,6 +66,13 @@ class Rollback(Frozen):
 
     reason: str
     to_version: str
+    at: datetime
+
+
+class Refusal(Frozen):
+    """That a version was not brought into service: when, and why."""
+
+    reasons: tuple[str, ...]
     at: datetime
 
 
@@ -120,6 +129,7 @@ class VersionStatus(Frozen):
     look: Look | None = None
     certificate_digest: str | None = None
     key_id: str | None = None
+    rollout_refused: Refusal | None = None
 
     def headline(self) -> str:
         """Why it is there, in a line; what a person did against or without a verdict comes first, in capitals."""
@@ -145,10 +155,11 @@ class RegistryStatus(Frozen):
     champion: VersionStatus | None
     previous: VersionStatus | None
     versions: int
+    promoted: VersionStatus | None = None
 
 
 def status(name: str, execution: ExecutionSpec) -> RegistryStatus:
-    """The champion of a registered model and the version before it; creates nothing.
+    """The champion of a registered model, the version before it, and the one that waits; creates nothing.
 
     Raises:
         ServiceError: MLflow cannot be reached.
@@ -165,7 +176,11 @@ def status(name: str, execution: ExecutionSpec) -> RegistryStatus:
             return _status_of(client.get_model_version(name, aliases[alias])) if alias in aliases else None
 
         return RegistryStatus(
-            name=name, champion=at(CHAMPION), previous=at(PREVIOUS), versions=len(versions_of(client, name))
+            name=name,
+            champion=at(CHAMPION),
+            previous=at(PREVIOUS),
+            versions=len(versions_of(client, name)),
+            promoted=at(PROMOTED),
         )
 
 
@@ -272,6 +287,12 @@ def rollback_of(version: ModelVersion) -> Rollback | None:
     return Rollback.model_validate_json(text) if text else None
 
 
+def refusal_of(version: ModelVersion) -> Refusal | None:
+    """Why a version was not brought into service; None when that was never refused."""
+    text = version.tags.get(ROLLOUT_REFUSED)
+    return Refusal.model_validate_json(text) if text else None
+
+
 def release_of(version: ModelVersion) -> VersionRelease | None:
     """Why a version was let in; None for one that Goldgate did not register, or before it kept releases."""
     text = version.tags.get(RELEASE)
@@ -350,4 +371,5 @@ def _status_of(version: ModelVersion) -> VersionStatus:
         look=Look.model_validate_json(tags[LOOK]) if LOOK in tags else None,
         certificate_digest=tags.get(CERTIFICATE_DIGEST),
         key_id=tags.get(KEY_ID),
+        rollout_refused=refusal_of(version),
     )

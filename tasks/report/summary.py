@@ -40,6 +40,7 @@ from tasks.report.words import (
     withheld_sentence,
 )
 
+WAITING = "promoted"  # the alias of a version that waits for its rollout
 _NAMED = 3  # requirements that are named in a text; the tables have them all
 MAX_SLICES = 20  # rows of slices in a table for a terminal or a run's page; `verdict.json` has them all
 
@@ -153,6 +154,11 @@ def next_steps(verdict: Verdict, release: Release, registered: RegisteredModelRe
             return f"Nothing was changed: the baseline ({baseline}) stays. A new candidate is needed."
     if registered is None:
         return "The candidate may be registered. This run has not registered it."
+    if registered.alias == WAITING:
+        return (
+            f"Registered as {registered.name} version {registered.version}, which waits under the alias "
+            f"`{WAITING}` for its rollout; until then the baseline ({baseline}) stays in service."
+        )
     kept = (
         f" Version {registered.previous_version} is kept as `previous`, to go back to."
         if registered.previous_version

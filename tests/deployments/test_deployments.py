@@ -23,6 +23,7 @@ from goldgate.config import load_spec
 from goldgate.synthesize import load_synthesis
 from tasks.contracts.prefer import PairsRef, PreferRequest
 from tasks.contracts.references import BaseModelRef, SplitsRef, TrainRequest
+from tasks.contracts.serving import PROMOTED_EVENT, RolloutSpec
 from tasks.contracts.spec import (
     EvaluationSpec,
     ExecutionSpec,
@@ -46,6 +47,7 @@ FLOW_NAMES = {
     "flows.distill.distill": "distill",
     "flows.prefer.prefer": "prefer",
     "flows.sweep.sweep": "sweep",
+    "flows.rollout.rollout": "rollout",
 }
 
 
@@ -80,6 +82,7 @@ def test_all_deployments_are_there() -> None:
         "prefer/prices": "cpu",
         "sweep/prices": "cpu",
         "train/gpu": "gpu",
+        "rollout/promoted": "cpu",
     }
 
 
@@ -93,7 +96,8 @@ def test_parameters_fit_the_flow(deployment: dict[str, Any]) -> None:
     flow: Flow[..., Any] = load_flow_from_entrypoint(deployment["entrypoint"])
     parameters = parameters_of(deployment)
     if not parameters:
-        assert full_name(deployment) == "train/gpu"  # its request is made by the flow that waits for it
+        # What is asked is made by the flow that waits for it, or stands in the event that starts it.
+        assert full_name(deployment) in ("train/gpu", "rollout/promoted")
         return
     schema = parameter_schema(flow).model_dump_for_openapi()
     validate(parameters, schema, raise_on_error=True)  # what the server checks before a run is made
@@ -125,6 +129,21 @@ def test_one_deployment_trains_and_tunes() -> None:
     neither = requests[1].model_dump(mode="json", exclude={"pairs"})
     with pytest.raises(ValidationError, match="request"):
         validate({"request": neither}, schema, raise_on_error=True)
+
+
+def test_a_promotion_carries_what_its_rollout_asks() -> None:
+    """The trigger listens to the event that `retrain` emits, and its parameters fit the flow."""
+    (deployment,) = [one for one in DEPLOYMENTS if full_name(one) == "rollout/promoted"]
+    (trigger,) = deployment["triggers"]
+    assert trigger["expect"] == [PROMOTED_EVENT]
+    assert trigger["match"] == {"prefect.resource.id": "goldgate.model.*"}
+    assert trigger["parameters"]["spec"]["value"]["template"] == "{{ event.payload.spec | tojson }}"
+    with chdir(ROOT):
+        spec = load_spec(Path("examples/complaints/complaints.yaml"))
+    parameters = {"spec": RolloutSpec.of(spec).model_dump(mode="json")}
+    flow: Flow[..., Any] = load_flow_from_entrypoint(deployment["entrypoint"])
+    validate(parameters, parameter_schema(flow).model_dump_for_openapi(), raise_on_error=True)
+    assert flow.validate_parameters(parameters)["spec"] == RolloutSpec.of(spec)
 
 
 def retrain_schema() -> dict[str, Any]:

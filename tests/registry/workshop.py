@@ -189,6 +189,7 @@ _CHANGES = (
     "create_registered_model",
     "create_model_version",
     "set_registered_model_alias",
+    "delete_registered_model_alias",
     "set_model_version_tag",
     "delete_model_version_tag",
     "set_terminated",

@@ -1,0 +1,1 @@
+"""Registered versions as running engines, and the gateway in front of them."""

@@ -1,0 +1,33 @@
+"""Files that are whole after any kill or power cut."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+
+def write_durably(path: Path, text: str, *, mode: int = 0o644) -> None:
+    """Write a file so that a reader sees the old one or all of the new one, also after a power cut.
+
+    Args:
+        path: the file; its folder is there.
+        text: all of it.
+        mode: permissions that it has from the first byte on.
+    """
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as out:
+            out.write(text)
+            out.flush()
+            os.fsync(out.fileno())
+        part.replace(path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # else the rename itself could be lost
+    finally:
+        os.close(folder)
