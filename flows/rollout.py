@@ -12,15 +12,18 @@ from tasks.gate.steps import asked_by, check_certificate
 from tasks.registry.steps import move_champion, read_aliases, refuse_version, resolve, restore_aliases
 from tasks.serving.steps import (
     begin_change,
-    carry_out,
+    check_engine,
+    decide,
     draw_items,
     finish_what_was_left,
     means_of,
+    move_traffic_and_champion,
     publish_rollout,
     result_of,
     rollout_state,
+    start_engine,
 )
-from tasks.serving.transaction import Registry
+from tasks.serving.transaction import Registry, attempt
 
 
 @flow(name="rollout", flow_run_name="rollout {spec.name}", persist_result=False)
@@ -46,8 +49,12 @@ def rollout(spec: RolloutSpec, wait_seconds: float = 60.0) -> State[RolloutResul
         version = resolve(spec)
         proof = check_certificate(version, spec.execution)
         items = draw_items(proof, spec)
-        change = begin_change(means, version, proof, spec, asked_by())
-        ended = carry_out(means, change, items, spec)
+        with attempt(means, begin_change(means, version, proof, spec, asked_by())) as change:
+            failure = start_engine(change, spec)
+            check = check_engine(change, items, spec) if failure is None else None
+            decide(change, failure, check)
+            move_traffic_and_champion(change)
+        ended = change.ended
     result = result_of(ended)
     publish_rollout(result)
     return rollout_state(result)

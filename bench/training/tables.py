@@ -124,14 +124,14 @@ def options(rows: Sequence[Row]) -> str:
                 task, option,
                 f"{_middle(ran, 'tokens_per_second'):,.0f}",
                 _ratio(ran, default, "tokens_per_second"),
-                f"{_middle(ran, 'first_step_seconds'):,.1f}",
+                f"{_middle(ran, 'process_seconds'):,.0f}",
                 f"{_middle(ran, 'peak_mb'):,.0f}",
                 _ratio(ran, default, "peak_mb"),
                 "" if option == DEFAULT else f"{statistics.mean(differences):+.4f}",
                 _cell(note),
             ])  # fmt: skip
     head = [
-        "task", "option", "tokens/s", "× default", "first step, s", "peak memory, MB", "× default",
+        "task", "option", "tokens/s", "× default", "whole process, s", "peak memory, MB", "× default",
         "dev loss, difference", "",
     ]  # fmt: skip
     return table(head, lines)

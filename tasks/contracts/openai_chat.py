@@ -18,7 +18,7 @@ def question(model: str, prompt: Prompt, row: Row, decoding: Decoding) -> dict[s
     """
     body: dict[str, Any] = {
         "model": model,
-        "messages": [_as_protocol(turn) for turn in prompt.conversation(row)],
+        "messages": [as_protocol(turn) for turn in prompt.conversation(row)],
         "temperature": 0,
         "max_tokens": decoding.max_new_tokens,
         **prompt.template_options,
@@ -46,7 +46,7 @@ def said(message: Mapping[str, Any], *, tools: bool) -> str:
     return read_answer(text).answer if tools else text
 
 
-def _as_protocol(turn: dict[str, Any]) -> dict[str, Any]:
+def as_protocol(turn: dict[str, Any]) -> dict[str, Any]:
     """A turn as the protocol has it: the arguments of calls are JSON in a text."""
     for call in turn.get("tool_calls", ()):
         call["function"]["arguments"] = json.dumps(call["function"]["arguments"], ensure_ascii=False)

@@ -328,10 +328,16 @@ class GatewaySpec(Frozen):
     )
     limits: LimitSpec = knob(3, "What it takes on.", default=LimitSpec())
     log: LogSpec = knob(4, "What of requests is kept.", default=LogSpec())
-    shutdown_seconds: float = knob(
-        5, "How long requests under way may take after SIGTERM.", default=30.0, ge=0.0, le=3600.0
+    fill_in: bool = knob(
+        5,
+        "Fill in what a request leaves open (instruction, choices, length, temperature) as the model was evaluated; "
+        "else only the temperature.",
+        default=True,
     )
-    execution: ExecutionSpec = knob(6, "Where store and registry are; its own folder is `serving` in the store.",
+    shutdown_seconds: float = knob(
+        6, "How long requests under way may take after SIGTERM.", default=30.0, ge=0.0, le=3600.0
+    )
+    execution: ExecutionSpec = knob(7, "Where store and registry are; its own folder is `serving` in the store.",
                                     default_factory=ExecutionSpec)  # fmt: skip
 
     @model_validator(mode="after")

@@ -34,8 +34,8 @@ from tasks.contracts.serving import (
 from tasks.contracts.spec import RetrainSpec
 from tasks.runtime import say, say_done
 from tasks.serving.checks import SmokeItem, ask_smoke_items, draw_smoke_items, judge_replies
-from tasks.serving.client import ConflictError, Lease, gateway_of
-from tasks.serving.transaction import Ended, Means, Registry, attempt, finish_left, under_way
+from tasks.serving.client import ConflictError, gateway_of
+from tasks.serving.transaction import Attempt, Ended, Means, Registry, finish_left, under_way
 from tasks.serving.words import headline, rollout_markdown, state_name
 
 _POLL_SECONDS = 0.5
@@ -104,56 +104,51 @@ def begin_change(means: Means, version: VersionRef, proof: Proof | None, spec: R
     return begun
 
 
-def carry_out(means: Means, change: Intent, items: Sequence[SmokeItem], spec: RolloutSpec) -> Ended:
-    """Start and check the new engine beside the old one, then move traffic and aliases, or refuse the version."""
-
-    def beside(intent: Intent, lease: Lease) -> Intent:
-        failure = start_beside(means, intent, spec, lease)
-        check = None if failure is not None else check_beside(means, intent, items, spec, lease)
-        return decide(means, intent, failure, check)
-
-    return attempt(means, change, beside)
-
-
 @task(name="start engine", persist_result=False, cache_policy=NO_CACHE)
-def start_beside(means: Means, intent: Intent, spec: RolloutSpec, lease: Lease) -> str | None:
+def start_engine(change: Attempt, spec: RolloutSpec) -> str | None:
     """Start the new engine beside the old one and wait for its first answer; return why it failed, if it did."""
-    status = means.gateway.start_engine(intent.to, spec.settings.engine)
+    gateway, version = change.means.gateway, change.intent.to
+    status = gateway.start_engine(version, spec.settings.engine)
     until = time.monotonic() + spec.settings.engine.start_seconds + _FETCH_SECONDS
     while status.state is EngineState.STARTING and time.monotonic() < until:
         time.sleep(_POLL_SECONDS)
-        lease.check()
-        status = means.gateway.engine(intent.to.engine) or status
+        change.lease.check()
+        status = gateway.engine(version.engine) or status
     if status.state is not EngineState.READY:
         return f"Its engine is {status.state.value}: {status.why or 'it never answered'}"
     took = f" after {status.ready_seconds:.1f} s" if status.ready_seconds is not None else ""
-    say_done("start engine", f"{intent.to.label} answers{took}", reused=False)
+    say_done("start engine", f"{version.label} answers{took}", reused=False)
     return None
 
 
 @task(name="check engine", persist_result=False, cache_policy=NO_CACHE)
-def check_beside(
-    means: Means, intent: Intent, items: Sequence[SmokeItem], spec: RolloutSpec, lease: Lease
-) -> CheckResult:
+def check_engine(change: Attempt, items: Sequence[SmokeItem], spec: RolloutSpec) -> CheckResult:
     """Ask the new engine golden items through the gateway, and compare with how they were evaluated."""
-    check = judge_replies(ask_smoke_items(partial(means.gateway.ask, intent.to), items), intent.to, spec)
-    lease.check()
+    version = change.intent.to
+    check = judge_replies(ask_smoke_items(partial(change.means.gateway.ask, version), items), version, spec)
+    change.lease.check()
     said = f"{check.same:,} of {check.asked:,} as expected, 95th percentile {check.latency_p95_ms:,.0f} ms"
     say_done("check engine", said, reused=False)
     return check
 
 
 @task(name="decide", persist_result=False, cache_policy=NO_CACHE)
-def decide(means: Means, intent: Intent, failure: str | None, check: CheckResult | None) -> Intent:
+def decide(change: Attempt, failure: str | None, check: CheckResult | None) -> None:
     """Record what the check has shown: the switch begins, or the version will be refused."""
     problems = (failure,) if failure is not None else check.problems if check is not None else ()
-    found = intent.model_copy(update={"check": check, "problems": problems})
+    found = change.intent.model_copy(update={"check": check, "problems": problems})
     if problems:
         say_done("decide", f"refused: {' '.join(problems)}", reused=False)
-        return means.gateway.write(found)
-    checked = means.gateway.write(found.model_copy(update={"phase": Phase.CHECKED}))
+        change.write(found)
+        return
+    change.write(found.model_copy(update={"phase": Phase.CHECKED}))
     say_done("decide", "it may go live", reused=False)
-    return means.gateway.write(checked.model_copy(update={"phase": Phase.SWITCHING}))
+    change.write(change.intent.model_copy(update={"phase": Phase.SWITCHING}))
+
+
+def move_traffic_and_champion(change: Attempt) -> None:
+    """Move both, or put everything back as it was; what was refused has its engine ended. See `transaction`."""
+    change.bring_to_end()
 
 
 def result_of(ended: Ended) -> RolloutResult:

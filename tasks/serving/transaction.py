@@ -13,8 +13,8 @@ decides and acts until the change has ended.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -270,28 +270,56 @@ def _act(step: Step, means: Means, found: Situation) -> Intent:
     return intent
 
 
-def attempt(means: Means, intent: Intent, beside: Callable[[Intent, Lease], Intent]) -> Ended:
-    """Work on a change that was begun, until it has ended.
+class Attempt:
+    """A change that somebody works on: its record as it was last written, and the lease on it."""
 
-    Args:
-        means: what it is made with.
-        intent: the change.
-        beside: what is done before anything moves: starts the new engine, asks it, and records what came of it.
+    def __init__(self, means: Means, intent: Intent, lease: Lease) -> None:
+        """Work on a change whose lease is held."""
+        self.means, self.intent, self.lease = means, intent, lease
+        self._ended: Ended | None = None
 
-    Raises:
-        GoldgateError: it could not be brought to its end; where nothing had moved, it is undone if that can be done.
+    @property
+    def ended(self) -> Ended:
+        """What the change has come to, once it has ended."""
+        if self._ended is None:
+            raise RuntimeError("the change is still open")
+        return self._ended
+
+    def write(self, intent: Intent) -> None:
+        """Record how far it is.
+
+        Raises:
+            ConflictError: somebody else has ended the change or taken it over.
+        """
+        self.intent = self.means.gateway.write(intent)
+
+    def bring_to_end(self) -> None:
+        """See `bring_to_end`."""
+        self._ended = bring_to_end(self.means, self.intent, self.lease)
+
+    def end_as(self, closed: Intent) -> None:
+        """Somebody else has ended it."""
+        self._ended = Ended(closed, None)
+
+
+@contextmanager
+def attempt(means: Means, intent: Intent) -> Iterator[Attempt]:
+    """Work on a change that was begun. What fails in the block is undone if nothing has moved, and raised.
+
+    A change that somebody else has ended meanwhile, as a rollback does, ends the block without an error.
     """
     gateway = means.gateway
     with gateway.holding(intent) as lease:
+        work = Attempt(means, intent, lease)
         try:
-            intent = beside(intent, lease)
-            return bring_to_end(means, intent, lease)
+            yield work
         except BaseException as error:
             if isinstance(error, ConflictError | LeaseLostError):
-                closed = _closed_by_another(gateway, intent)
+                closed = _closed_by_another(gateway, work.intent)
                 if closed is not None:
-                    means.say(f"{intent.to.label}: {' '.join(closed.problems) or closed.phase.value}")
-                    return Ended(closed, None)
+                    means.say(f"{closed.to.label}: {' '.join(closed.problems) or closed.phase.value}")
+                    work.end_as(closed)
+                    return
             # A killed process leaves this to whoever comes next; one that fails need not.
             with suppress(GoldgateError):
                 begun = gateway.open_intent(intent.name)

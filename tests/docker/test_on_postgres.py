@@ -249,7 +249,9 @@ def test_deploying_makes_pools_automations_and_deployments_once(deployed: str, a
     assert {pool["name"] for pool in api.post("/work_pools/filter", json={}).json()} >= {"cpu", "gpu"}
     automations = yaml.safe_load((ROOT / "deployments" / "automations.yaml").read_text(encoding="utf-8"))["automations"]
     names = [automation["name"] for automation in api.post("/automations/filter", json={}).json()]
-    assert sorted(names) == sorted(automation["name"] for automation in automations)
+    triggers = [trigger["name"] for deployment in wanted for trigger in deployment.get("triggers", [])]
+    assert triggers == ["a promoted version is rolled out"]
+    assert sorted(names) == sorted([*(automation["name"] for automation in automations), *triggers])
 
 
 def test_deploying_with_a_wrong_login_ends_with_a_reason(

@@ -194,10 +194,12 @@ async def gateway(
     log: RequestLog | None = None,
     tracing: Tracing | None = None,
     shutdown_seconds: float = 5.0,
+    fill_in: bool = False,
 ) -> AsyncIterator[Running]:
     """A gateway over these engines."""
     spec = GatewaySpec(
         port=0, limits=limits or LimitSpec(), log=LogSpec(to="none"), shutdown_seconds=shutdown_seconds,
+        fill_in=fill_in,
         execution=ExecutionSpec(store=str(folder)),
     )  # fmt: skip
     books = Books(folder / "serving")

@@ -79,6 +79,22 @@ def test_who_names_no_temperature_gets_the_decoding_that_was_evaluated(tmp_path:
     play(tmp_path, scene)
 
 
+def test_what_a_request_leaves_open_is_said_as_the_model_was_evaluated(tmp_path: Path) -> None:
+    async def scene(running: Running, fakes: FakeCommand) -> None:
+        answer = await running.ask("I lost it")
+        (asked,) = fakes.requests("complaints@7")
+        assert asked == {
+            "model": "complaints@7",
+            "messages": [
+                {"role": "system", "content": "Which product is it about?"}, {"role": "user", "content": "I lost it"}
+            ],
+            "temperature": 0, "max_tokens": 8, "structured_outputs": {"choice": ["card", "loan"]},
+        }  # fmt: skip
+        assert answer.text == "card"
+
+    play(tmp_path, scene, fill_in=True)
+
+
 def test_tool_calls_come_back_whole(tmp_path: Path) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "look_up", "arguments": '{"a": 1}'}}
 

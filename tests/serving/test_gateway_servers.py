@@ -52,7 +52,7 @@ class Served:
         self.url = ""
 
     def start(self, *, models: str = "none", environment: dict[str, str] | None = None) -> None:
-        spec = GatewaySpec(port=0, execution=ExecutionSpec(store=str(self.store)), **self.spec)
+        spec = GatewaySpec(port=0, fill_in=False, execution=ExecutionSpec(store=str(self.store)), **self.spec)
         arguments = [spec.model_dump_json(), str(self.fakes.folder), models]
         (self.store / "serving").mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from tasks.contracts.errors import ServiceError
 from tasks.contracts.serving import Aliases, EngineSpec, EngineState, EngineStatus, Intent, Phase, Traffic, VersionRef
 from tasks.serving.client import ConflictError, Lease, LeaseLostError
 from tasks.serving.transaction import (
+    Means,
     Situation,
     Step,
     attempt,
@@ -170,6 +172,14 @@ def _no_power_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", lambda handle: None)
 
 
+def work_on(means: Means, intent: Intent, beside: Callable[[Intent, Lease], Intent]) -> Intent:
+    """Make a change as the flow does; return it as it ended."""
+    with attempt(means, intent) as change:
+        change.intent = beside(change.intent, change.lease)
+        change.bring_to_end()
+    return change.ended.intent
+
+
 class World:
     """Version 1 in service, and version 2 waiting; everything in this process."""
 
@@ -205,7 +215,7 @@ class World:
             self.desk.write(found.model_copy(update={"phase": Phase.CHECKED}))
             return self.desk.write(found.model_copy(update={"phase": Phase.SWITCHING}))
 
-        return attempt(self.means, intent, beside).intent
+        return work_on(self.means, intent, beside)
 
     def roll_back(self, why: str = "wrong on refunds", holder: str = "a person") -> Intent:
         done = self.desk.roll_back("complaints", by="Ada", why=why, holder=holder)
@@ -383,7 +393,7 @@ def test_a_rollback_takes_a_rollout_back_that_is_checking(tmp_path: Path) -> Non
         world.roll_back()  # a person, meanwhile
         return world.desk.write(intent.model_copy(update={"phase": Phase.CHECKED}))
 
-    ended = attempt(world.means, change, beside).intent
+    ended = work_on(world.means, change, beside)
     assert ended.phase is Phase.UNDONE
     assert ended.problems == ("taken back by a rollback of Ada: wrong on refunds",)
     world.check_in_step()
@@ -401,7 +411,7 @@ def test_a_rollout_that_was_taken_back_ends_its_engine_itself(tmp_path: Path) ->
         world.desk.roll_back("complaints", by="Ada", why="stop", holder="a person")  # whose registry is down
         return world.desk.write(intent.model_copy(update={"phase": Phase.CHECKED}))
 
-    assert attempt(world.means, change, beside).intent.phase is Phase.UNDONE
+    assert work_on(world.means, change, beside).phase is Phase.UNDONE
     assert world.desk.ended == [THREE.engine]
     world.desk.now += 3600.0
     finish_left(world.means, "complaints", "the next", wait_seconds=0.0)
@@ -421,7 +431,7 @@ def test_what_fails_before_the_switch_is_undone_at_once(tmp_path: Path, kind: ty
         raise failure
 
     with pytest.raises(kind, match="ended"):
-        attempt(world.means, change, beside)
+        work_on(world.means, change, beside)
     world.check_in_step()
     assert world.registry.aliases == {"champion": "1", "promoted": "2"}
     assert world.desk.history("complaints")[0].phase is Phase.UNDONE

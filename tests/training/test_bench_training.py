@@ -235,17 +235,17 @@ def test_ratios_are_within_a_turn() -> None:
 
 
 def test_options_table_says_what_was_not_run_and_why() -> None:
-    ran = {"tokens_per_second": 100.0, "peak_mb": 500.0, "first_step_seconds": 2.0, "dev_loss": 0.5}
+    ran = {"tokens_per_second": 100.0, "peak_mb": 500.0, "process_seconds": 20.0, "dev_loss": 0.5}
     rows = [
         {"task": "prices", "option": DEFAULT, "seed": 1} | ran,
         {"task": "prices", "option": "compile: true", "seed": 1}
-        | ran | {"tokens_per_second": 50.0, "first_step_seconds": 60.0, "dev_loss": 0.49},
+        | ran | {"tokens_per_second": 50.0, "process_seconds": 60.0, "dev_loss": 0.49},
         {"task": "prices", "option": "batches: flat", "seed": 1, "skipped": "is the default here"},
         {"task": "prices", "option": "kernels: liger", "seed": 1, "stopped": "no\n such | device"},
     ]  # fmt: skip
     assert tables.options(rows).splitlines()[2:] == [
-        "| prices | default | 100 | 1.00 | 2.0 | 500 | 1.00 |  |  |",
-        "| prices | compile: true | 50 | 0.50 | 60.0 | 500 | 1.00 | -0.0100 |  |",
+        "| prices | default | 100 | 1.00 | 20 | 500 | 1.00 |  |  |",
+        "| prices | compile: true | 50 | 0.50 | 60 | 500 | 1.00 | -0.0100 |  |",
         "| prices | batches: flat |  |  |  |  |  |  | is the default here |",
         "| prices | kernels: liger |  |  |  |  |  |  | no such / device |",
     ]

@@ -50,8 +50,9 @@ class Gateway:
         self._spec, self._engines, self._books = spec, engines, books
         self.metrics = metrics or Metrics()
         self.public = Public(
-            engines, books, spec.limits, self.metrics, keys=keys, admin_key=admin_key, log=log, tracing=tracing
-        )
+            engines, books, spec.limits, self.metrics, keys=keys, admin_key=admin_key, log=log, tracing=tracing,
+            fill_in=spec.fill_in,
+        )  # fmt: skip
         self._admin = Admin(engines, books, self.public, admin_key, spec.limits)
         self.metrics.watch(
             engines=engines.statuses,

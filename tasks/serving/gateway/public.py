@@ -1,7 +1,7 @@
 """Requests of clients: whose they are, which engine answers, and its answer passed on as it comes.
 
 A request goes to one engine from its begin to its end, whatever happens to traffic meanwhile. It is parsed once, and
-changed in two places: the model is the version that was chosen, and who names no temperature gets greedy decoding.
+changed in two places: the model is the version that was chosen, and what it leaves open is said (`as_evaluated`).
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from yarl import URL
 from tasks.contracts.serving import EngineState, LimitSpec, Traffic, VersionRef
 from tasks.serving.books import Books
 from tasks.serving.gateway.admission import Rate, Turnstile
+from tasks.serving.gateway.as_evaluated import left_open
 from tasks.serving.gateway.engines import Engines, Reached
 from tasks.serving.gateway.receive import ClientGoneError, read_body, read_json
 from tasks.serving.gateway.refusal import CLIENT_GONE, Receive, Refusal, Scope, Send, send_bytes, send_refusal
@@ -35,7 +36,6 @@ from tasks.serving.request_log import Asked, RequestLog
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 VERSION_HEADER = b"x-goldgate-version"
 
-_EVALUATED_TEMPERATURE = 0  # for clients that name none: models are evaluated greedily, and vLLM would draw at 1.0
 _CONNECT_SECONDS = 5.0
 _KEEP_SECONDS = 2.0  # for an idle connection to an engine; vLLM closes it after five, and must not be first
 _LAST_WORD_SECONDS = 1.0  # for the last event to a client that does not read
@@ -138,11 +138,12 @@ class Public:
         admin_key: str,
         log: RequestLog | None = None,
         tracing: Tracing | None = None,
+        fill_in: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engines, self._books, self._limits, self._metrics = engines, books, limits, metrics
         self._keys, self._admin_key, self._log, self._tracing = keys, admin_key, log, tracing
-        self._clock = clock
+        self._fill_in, self._clock = fill_in, clock
         self._turnstiles: dict[str, Turnstile] = {}
         self._rates: dict[str, Rate] = {}
         self._labels: dict[str, VersionRef] = {}
@@ -302,7 +303,7 @@ class Public:
                 raise self._not_ready(version)
             self.under_way[engine] += 1  # before anything is waited for: draining must see it
             try:
-                await self._ask(exchange, endpoint, raw, out)
+                await self._ask(exchange, version, endpoint, raw, out)
                 return
             except aiohttp.ClientConnectorError as error:
                 refused = str(error.os_error.strerror or error.os_error)
@@ -311,13 +312,14 @@ class Public:
                 self.under_way[engine] -= 1
         raise _engine_failed(exchange.version, f"it cannot be reached ({refused})")
 
-    async def _ask(self, exchange: Exchange, endpoint: Reached, raw: bytes, out: _Out) -> None:
+    async def _ask(self, exchange: Exchange, version: VersionRef, endpoint: Reached, raw: bytes, out: _Out) -> None:
         if self._session is None:
             raise RuntimeError("the gateway is not connected")
         exchange.version = endpoint.label
-        fixed = {"model": endpoint.label, "temperature": exchange.body.get("temperature", _EVALUATED_TEMPERATURE)}
-        same = fixed["model"] == exchange.asked and "temperature" in exchange.body
-        body = raw if same else orjson.dumps({**exchange.body, **fixed})
+        fields = left_open(exchange.body, version, chat=self._fill_in and exchange.path.endswith("/chat/completions"))
+        if exchange.asked != endpoint.label:
+            fields["model"] = endpoint.label
+        body = orjson.dumps({**exchange.body, **fields}) if fields else raw
         exchange.sent = time.perf_counter()
         try:
             async with self._session.post(
