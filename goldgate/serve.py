@@ -43,12 +43,26 @@ _File = Annotated[Path | None, typer.Option("--file", help=f"File of the keys; e
 _Name = Annotated[str, typer.Argument(help="Whose key it is.", show_default=False)]
 
 
-def serve(config: _Config = None, overrides: _Overrides = None, store: _Store = None) -> None:
+def serve(
+    config: _Config = None,
+    overrides: _Overrides = None,
+    store: _Store = None,
+    end: Annotated[
+        bool, typer.Option("--end", help="End the engines that go on after a gateway; the next one starts them again.")
+    ] = False,
+) -> None:
     """Answer requests with the versions that were rolled out, until Ctrl-C; engines go on for the next gateway.
 
     Listens on loopback. To let others in, make keys (`goldgate keys add`) and set `host` and `keys_file`.
     """
     spec = gateway_spec(config, overrides or [], store)
+    if end:
+        from tasks.serving.gateway.server import serving_folder
+        from tasks.serving.host import end_engines
+
+        ended = end_engines(serving_folder(spec.execution))
+        console.print(f"Ended: {', '.join(ended)}." if ended else "No engine runs from here.", highlight=False)
+        return
     _log_to_stderr()
     from goldgate import services
 
@@ -63,6 +77,7 @@ def serve(config: _Config = None, overrides: _Overrides = None, store: _Store = 
     run_gateway(
         spec, VllmCommand(), mask=masking() if spec.log.mask and spec.log.to != "none" else None, announce=announce
     )
+    console.print("The gateway has ended. Its engines go on; `goldgate serve --end` ends them.", highlight=False)
 
 
 def gateway_spec(config: Path | None, overrides: list[str], store: str | None) -> GatewaySpec:

@@ -32,7 +32,7 @@ from tasks.report.words import (
     withheld_sentence,
 )
 from tasks.store import Store
-from tasks.tracking import model_folder, tracking_uri, without_password
+from tasks.tracking import tracking_uri, without_password
 
 _COLOURS = {Outcome.PROMOTE: "green", Outcome.REJECT: "red", Outcome.INCONCLUSIVE: "yellow"}
 _STATUS_COLOURS = {Status.SHOWN: "green", Status.FAILED: "red", Status.OPEN: "yellow"}
@@ -88,11 +88,11 @@ def print_result(console: Console, spec: RetrainSpec, result: RunResult, *, reus
         say(f"             mlflow.pyfunc.load_model('models:/{name}@{version.alias}').predict(['...'])   (Python)")
         if version.alias == WAITING:
             say("  roll out:  goldgate serve, then goldgate rollout CONFIG   (a worker does it by itself: make up)")
+        else:
+            say("  serve it:  make vllm-env, then goldgate serve, and in another terminal")
+            say(f"             goldgate rollout CONFIG --version {version.version}")
         if version.previous_version is not None:
             say(f"  roll back: goldgate rollback {name} --reason '...'   (to version {version.previous_version})")
-        say("  serve it:  make vllm-env, then")
-        merged = model_folder(result.verdict.candidate.uri, spec.execution)
-        say(f"             .vllm-env/bin/vllm serve {merged} --served-model-name {name} --host 127.0.0.1")
     say("  see it:    make up   (Prefect and MLflow pages, schedule, API)")
     say(f"  report:    {result.folder}/report.html")
     say(f"\n{result.folder}")

@@ -553,7 +553,7 @@ class Engine:
         return self._folder / f"{self.name}.{kind}"
 
     def _mark(self, run: str | None) -> Path:
-        return self._path(f"{run}.process")
+        return mark_of(self._folder, self.name, run)
 
     def _read_key(self) -> str | None:
         try:
@@ -568,3 +568,8 @@ def forget_engine(folder: Path, name: str) -> None:
         path = folder / f"{name}.{kind}"
         if path.exists():
             os.unlink(path)
+
+
+def mark_of(folder: Path, engine: str, run: str | None) -> Path:
+    """The file in which a start of an engine writes which process it is."""
+    return folder / f"{engine}.{run}.process"

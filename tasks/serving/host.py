@@ -9,14 +9,16 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TextIO
 
 from pydantic import ValidationError
 
 from tasks.contracts.errors import ServiceError, SpecError
 from tasks.contracts.serving import EngineSpec, EngineState, EngineStatus, VersionRef
 from tasks.contracts.spec import ExecutionSpec
-from tasks.serving.engine import Endpoint, Engine, EngineCommand, EngineRecord, Pace, forget_engine
+from tasks.serving.engine import Endpoint, Engine, EngineCommand, EngineRecord, Pace, forget_engine, mark_of
 from tasks.serving.files import forget_models, local_model, remove_folder
+from tasks.serving.process import EngineProcess
 from tasks.serving.weights import check_model
 
 __all__ = ["Endpoint", "EngineCommand", "EngineHost", "Pace"]
@@ -64,16 +66,7 @@ class EngineHost:
         self._lock = threading.RLock()
         self._engines: dict[str, Engine] = {}
         self._closed = False
-        self._owned = (folder / "host.lock").open("a")  # engines do not inherit it
-        try:
-            fcntl.flock(self._owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self._owned.close()
-            raise ServiceError(
-                "Another `goldgate serve` runs from this folder.",
-                where=str(folder),
-                fix="end it first, or give this one another store",
-            ) from error
+        self._owned = _own(folder)
         try:
             self._take_over()
         except BaseException:
@@ -162,14 +155,7 @@ class EngineHost:
 
     def _take_over(self) -> None:
         for path in sorted(self._engines_folder.glob("*.json")):
-            try:
-                record = EngineRecord.model_validate_json(path.read_text(encoding="utf-8"))
-            except ValidationError as error:
-                raise ServiceError(
-                    f"The record of an engine cannot be read: {error}",
-                    where=str(path),
-                    fix="if no engine of this name runs (`pgrep -f` with its label), delete the record",
-                ) from error
+            record = _record(path)
             if record.state is EngineState.STOPPED:
                 forget_engine(self._engines_folder, record.version.engine)
                 continue
@@ -193,3 +179,61 @@ class EngineHost:
             away = forget_models(self._models, kept) if nobody_copies or not copying else []
         for folder in away:
             remove_folder(folder)
+
+
+def end_engines(folder: Path, seconds: float = Pace().end) -> list[str]:
+    """End the engines that a gateway has left running; their records stay, and the next gateway starts them again.
+
+    Args:
+        folder: of the gateway.
+        seconds: from SIGTERM to SIGKILL, for each.
+
+    Returns:
+        What they served, such as "complaints@7".
+
+    Raises:
+        ServiceError: a gateway runs from this folder, or a record in it cannot be read.
+    """
+    if not (folder / "engines").is_dir():
+        return []
+    ended = []
+    with _own(folder):
+        for path in sorted((folder / "engines").glob("*.json")):
+            record = _record(path)
+            process = EngineProcess.find(mark_of(path.parent, path.stem, record.run)) if record.run else None
+            if process is not None:
+                process.terminate()
+                process.wait(seconds)
+                process.kill()
+                ended.append(record.version.label)
+    return ended
+
+
+def _own(folder: Path) -> TextIO:
+    """Be the only one to whom a gateway's folder belongs, until the file is closed; engines do not inherit it.
+
+    Raises:
+        ServiceError: it belongs to another process.
+    """
+    owned = (folder / "host.lock").open("a")
+    try:
+        fcntl.flock(owned, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        owned.close()
+        raise ServiceError(
+            "Another `goldgate serve` runs from this folder.",
+            where=str(folder),
+            fix="end it first, or give this one another store",
+        ) from error
+    return owned
+
+
+def _record(path: Path) -> EngineRecord:
+    try:
+        return EngineRecord.model_validate_json(path.read_text(encoding="utf-8"))
+    except ValidationError as error:
+        raise ServiceError(
+            f"The record of an engine cannot be read: {error}",
+            where=str(path),
+            fix="if no engine of this name runs (`pgrep -f` with its label), delete the record",
+        ) from error

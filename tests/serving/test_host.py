@@ -22,7 +22,7 @@ from tasks.contracts.prompt import Decoding, Prompt
 from tasks.contracts.serving import EngineSpec, EngineState, EngineStatus, VersionRef
 from tasks.contracts.spec import ExecutionSpec
 from tasks.serving.durable import write_durably
-from tasks.serving.host import EngineHost, Pace
+from tasks.serving.host import EngineHost, Pace, end_engines
 from tasks.serving.process import EngineProcess, end_of_log
 from tests.serving.fake_engine import ROOT, Behaviour, FakeCommand
 
@@ -266,6 +266,20 @@ def test_an_engine_that_dies_while_it_serves_is_started_anew(hosts: Hosts, fakes
     assert "It ended while it served (signal SIGKILL)." in str(status.why)
     assert "Start 1 of 2 after a failure." in str(status.why)
     assert ask(host, ref) == "complaints@7: hi"
+
+
+def test_engines_that_go_on_can_be_ended_without_a_gateway(hosts: Hosts, fakes: FakeCommand, tmp_path: Path) -> None:
+    host = hosts()
+    started(host, version())
+    with pytest.raises(ServiceError, match="Another `goldgate serve` runs"):
+        end_engines(tmp_path / "serving")
+    host.close()
+    assert len(engines_of(fakes)) == 1
+    assert end_engines(tmp_path / "serving") == ["complaints@7"]
+    assert engines_of(fakes) == []
+    assert end_engines(tmp_path / "serving") == []
+    wait_for_state(hosts(), version().engine, EngineState.READY)  # the next gateway starts it again
+    assert end_engines(tmp_path / "nowhere") == []
 
 
 def test_it_is_not_started_anew_for_ever(hosts: Hosts, fakes: FakeCommand) -> None:
