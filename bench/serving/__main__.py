@@ -62,7 +62,7 @@ def measure(part: str, world: Any, asked: argparse.Namespace) -> Any:
     work = asked.work.absolute()
     match part:
         case "overhead":
-            requests = {1: 10, 10: 20, 50: 50} if asked.quick else {1: 120, 10: 400, 50: 800}
+            requests = {1: 10, 10: 20, 50: 50} if asked.quick else {1: 60, 10: 150, 50: 300}
             return measures.overhead(world, work, 1 if asked.quick else asked.turns, requests)
         case "swap":
             return measures.swap(world, work, 50)
