@@ -30,11 +30,6 @@ def shown(name: str, width: int = 120, *, result: bool = True) -> str:
     return re.sub(r" +$", "", text.getvalue(), flags=re.MULTILINE)
 
 
-@pytest.fixture(autouse=True)
-def _models_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("goldgate.summary.model_folder", lambda *_: "/store/merged")
-
-
 @pytest.mark.parametrize(
     ("name", "outcome"), [("promote", "PROMOTE"), ("reject", "REJECT"), ("inconclusive", "INCONCLUSIVE")]
 )
@@ -42,6 +37,13 @@ def test_the_verdict_comes_first_with_its_reasons(name: str, outcome: str) -> No
     text, verdict = shown(name), REPORTS[name].verdict
     assert text.lstrip().startswith(f"{outcome}  {verdict.reasons[0]}\n  {verdict.reasons[1]}\n")
     assert text.rstrip().endswith(f"/report.html\n\n{REPORTS[name].folder}")
+
+
+def test_what_was_registered_says_how_it_is_served() -> None:
+    registered = REPORTS["promote"].registered
+    assert registered is not None
+    assert f"goldgate rollout CONFIG --version {registered.version}\n" in shown("promote")
+    assert "serve it" not in shown("reject")
 
 
 def test_slices_and_suites_are_marked_under_the_whole() -> None:
