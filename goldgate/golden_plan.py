@@ -23,7 +23,8 @@ from tasks.data.golden import Draft, Planner
 from tasks.data.golden_slices import MADE, MIN_SLICE_ITEMS, TYPICAL, Part, last_user_turn, typical_of
 from tasks.gate.effects import PairedShares
 from tasks.gate.looks import look_level
-from tasks.gate.statistics import POWER, items_needed, smallest_effect
+from tasks.gate.statistics import items_needed, smallest_effect
+from tasks.statistics import POWER
 
 _FEW = 600  # beyond, the formula is within two points of the test's power, and the test takes its time
 _NEGLIGIBLE = 1e-6

@@ -30,16 +30,14 @@ from tasks.gate.resample import (
     swap_p,
 )
 from tasks.gate.statistics import (
-    Interval,
     empirical_likelihood_p,
     exact_p_beyond,
-    exact_share_interval,
     rare_losses_p,
     score_interval,
     score_statistic,
-    share_interval,
     sign_flip_p,
 )
+from tasks.statistics import Interval, exact_share_interval, share_interval
 
 MCNEMAR = "McNemar exact + Tango score"
 CLOPPER_PEARSON = "Clopper-Pearson exact"

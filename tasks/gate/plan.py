@@ -9,7 +9,8 @@ from scipy.stats import norm
 
 from tasks.gate.effects import PairedShares
 from tasks.gate.requirements import Asked
-from tasks.gate.statistics import POWER, items_needed, smallest_effect
+from tasks.gate.statistics import items_needed, smallest_effect
+from tasks.statistics import POWER
 
 
 class Plan(NamedTuple):

@@ -10,7 +10,7 @@ from tasks.contracts.spec import LookPolicy, Policy
 from tasks.gate.effects import value_of
 from tasks.gate.plan import Plan
 from tasks.gate.requirements import Asked
-from tasks.gate.statistics import POWER
+from tasks.statistics import POWER
 
 _DOES = {"exact_match": "is right on", "valid_output": "gives a valid answer on"}
 

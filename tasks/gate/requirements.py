@@ -19,7 +19,7 @@ from tasks.contracts.references import Ask, Requirement, Status
 from tasks.contracts.spec import EVERY_SLICE, Expense, MetricGuard, Objective, Policy
 from tasks.gate.effects import Effect, difference_of, expense_ratio, value_of
 from tasks.gate.pairs import Pairs
-from tasks.gate.statistics import Interval, holm_levels
+from tasks.statistics import Interval, holm_levels
 
 
 class Asked(NamedTuple):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
-from tasks.gate.statistics import Interval
+from tasks.statistics import Interval
 
 RESAMPLES = 4_000  # the 2.5 % quantile of a bootstrap then has a standard error of about 0.25 % in level
 SEED = 20_261  # the same outcomes give the same interval, always

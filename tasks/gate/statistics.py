@@ -1,4 +1,4 @@
-"""The closed forms: paired 0/1 outcomes, one share, and sums whose signs may be flipped. Pure functions of counts.
+"""The closed forms: paired 0/1 outcomes, and sums whose signs may be flipped. Pure functions of counts.
 
 Of n items, `wins` are right in the candidate alone, `losses` in the baseline alone; the others are ties. The difference
 is (wins - losses) / n. Every interval is two-sided with confidence 1 - 2 alpha, so that each of its ends is the
@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import brentq
-from scipy.stats import beta, binom, norm
+from scipy.stats import binom, norm
 
-POWER = 0.8  # the chance of showing an effect of the size named, by convention
+from tasks.statistics import POWER, Interval, exact_share_interval
 
 _COUNTED = 1_000_000  # largest total of whole numbers that is counted exactly
 _ROUNDING = 1e-12  # a sum that is nearer to zero is zero: 0.6 - 0.5 - 0.1 is -3e-17
@@ -26,13 +25,6 @@ _CELLS = 1_000_000  # terms that are added up at a time
 _WINDOW = 9.0  # standard deviations of a count that are summed over; what lies outside has less than 1e-18
 
 Floats = NDArray[np.float64]
-
-
-class Interval(NamedTuple):
-    """Lower and upper bound."""
-
-    low: float
-    high: float
 
 
 # -- right or wrong, item by item -----------------------------------------------------------------------------------
@@ -152,24 +144,6 @@ def _region_probabilities(most_losses: NDArray[np.int64], n: int, limit: float, 
         terms = binom.pmf(counted, n, win[part][row]) * binom.cdf(most_losses[counted], n - counted, rest[part][row])
         probabilities[part] = np.bincount(row, terms, minlength=len(wins))
     return probabilities
-
-
-# -- one share --------------------------------------------------------------------------------------------------------
-
-
-def share_interval(successes: int, n: int, alpha: float) -> Interval:
-    """Wilson's score interval of one share, for display (Wilson, JASA 22 (1927) 209-212)."""
-    z = float(norm.isf(alpha))
-    middle = (successes + z * z / 2) / (n + z * z)
-    half = z * math.sqrt(successes * (n - successes) / n + z * z / 4) / (n + z * z)
-    return Interval(max(0.0, middle - half), min(1.0, middle + half))
-
-
-def exact_share_interval(successes: int, n: int, alpha: float) -> Interval:
-    """The exact interval of one share, for decisions (Clopper and Pearson, Biometrika 26 (1934) 404-413)."""
-    low = float(beta.ppf(alpha, successes, n - successes + 1)) if successes else 0.0
-    high = float(beta.isf(alpha, successes + 1, n - successes)) if successes < n else 1.0
-    return Interval(low, high)
 
 
 # -- sums whose signs may be flipped ----------------------------------------------------------------------------------
@@ -322,27 +296,6 @@ def _saddlepoint_flips(sizes: Floats, observed: float) -> float:
     if w < 1e-3:
         return float(norm.sf(target / math.sqrt(float(np.sum(scaled**2)))))
     return float(min(1.0, max(norm.sf(w) + norm.pdf(w) * (1 / u - 1 / w), 0.5 ** len(sizes))))
-
-
-# -- many tests at a time ---------------------------------------------------------------------------------------------
-
-
-def holm_levels(p_values: list[float], alpha: float) -> list[float]:
-    """The level at which each of several tests is made so that the chance of any false finding is at most `alpha`.
-
-    Holm, Scandinavian Journal of Statistics 6 (1979) 65-70: the smallest p-value at alpha / m, the next at
-    alpha / (m - 1), and so on as long as they are below; from the first that is not, all keep its level. A test is
-    significant if its p-value is below its level.
-    """
-    levels = [0.0] * len(p_values)
-    order = sorted(range(len(p_values)), key=lambda index: p_values[index])
-    level, going = alpha, True
-    for rank, index in enumerate(order):
-        if going:
-            level = alpha / (len(order) - rank)
-            going = p_values[index] < level
-        levels[index] = level
-    return levels
 
 
 # -- planning -----------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ from tasks.contracts.confidence import (
     Scaling,
 )
 from tasks.contracts.errors import EvaluationError
-from tasks.serving.intervals import POWER, exact_share_interval, share_interval
+from tasks.statistics import POWER, exact_share_interval, share_interval
 
 if TYPE_CHECKING:
     import numpy as np

@@ -29,7 +29,7 @@ from scipy.stats import chi2_contingency, fisher_exact, ks_2samp
 
 from tasks.contracts.errors import SpecError
 from tasks.contracts.observe import DriftReport, DriftSpec, DriftTest, RetrainPermit
-from tasks.serving.intervals import holm_levels
+from tasks.statistics import holm_levels
 
 Floats = NDArray[np.float64]
 

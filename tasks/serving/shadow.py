@@ -26,7 +26,7 @@ from scipy.stats import binom, chi2, norm
 
 from tasks.contracts.errors import SpecError
 from tasks.contracts.observe import PairedCost, Preferred, ShadowDecision, ShadowReport, ShadowSpec
-from tasks.serving.intervals import POWER, Interval, exact_share_interval, share_interval
+from tasks.statistics import POWER, Interval, exact_share_interval, share_interval
 
 Floats = NDArray[np.float64]
 

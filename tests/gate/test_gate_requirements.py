@@ -13,7 +13,8 @@ from tasks.contracts.spec import EVERY_SLICE, MACRO_F1, MetricGuard, Objective, 
 from tasks.gate.decide import Comparison, Decision, decide
 from tasks.gate.pairs import make_pairs
 from tasks.gate.requirements import ask_all, is_failed, is_shown, judge_requirements
-from tasks.gate.statistics import exact_p_beyond, exact_share_interval, holm_levels
+from tasks.gate.statistics import exact_p_beyond
+from tasks.statistics import exact_share_interval, holm_levels
 from tests.gate.made_up import LABELS, scored, sides, with_column
 
 SHOWN, FAILED, OPEN = Status.SHOWN, Status.FAILED, Status.OPEN

@@ -15,15 +15,13 @@ from tasks.gate.statistics import (
     binomial_interval,
     exact_p,
     exact_p_beyond,
-    exact_share_interval,
-    holm_levels,
     items_needed,
     score_interval,
     score_statistic,
-    share_interval,
     sign_flip_p,
     smallest_effect,
 )
+from tasks.statistics import exact_share_interval, holm_levels, share_interval
 
 # -- right or wrong, item by item -----------------------------------------------------------------------------------
 
@@ -348,3 +346,7 @@ def test_the_planned_number_of_items_has_the_power_it_promises(
         if PairedShares(int(wins), int(losses), n).p_above(margin, level) < level
     )  # fmt: skip
     assert 0.7 < shown / 300 < 0.87  # the exact tests give a little of the planned 0.80 away
+
+
+def test_of_nothing_counted_nothing_is_known() -> None:
+    assert share_interval(0, 0, 0.025) == (0.0, 1.0)

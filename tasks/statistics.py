@@ -1,4 +1,7 @@
-"""Shares with their intervals, and several tests at a time."""
+"""Shares with their intervals, and several tests at a time: what gate and serving both reckon with.
+
+scipy is loaded by the first call, since the gateway's hot path imports this.
+"""
 
 from __future__ import annotations
 
