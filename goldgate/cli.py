@@ -129,18 +129,13 @@ def run(
     _prepare_flow(spec.execution)
     from flows.retrain import retrain
     from goldgate.summary import print_result
-    from goldgate.terminal import TerminalDisplay
+    from goldgate.terminal import showing
     from tasks.contracts.references import RunResult
-    from tasks.runtime import display
 
     console.print(f"[bold]{spec.name}[/]: {spec.task.instruction}", highlight=False)
-    with _ending_soon(), TerminalDisplay(console) as shown:
-        token = display.set(shown)
-        try:
-            state = retrain(spec, return_state=True)
-            result = state.result()
-        finally:
-            display.reset(token)
+    with _ending_soon(), showing(console) as shown:
+        state = retrain(spec, return_state=True)
+        result = state.result()
     if not isinstance(result, RunResult):
         raise TypeError(f"the flow handed back a {type(result).__name__}, not a RunResult")
     print_result(console, spec, result, reused=shown.reused)
@@ -228,15 +223,11 @@ def evaluate(
     _prepare_flow(spec.execution)
     from flows.evaluate import evaluate as flow
     from goldgate.summary import print_evaluation
-    from goldgate.terminal import TerminalDisplay
-    from tasks.runtime import display, open_store
+    from goldgate.terminal import showing
+    from tasks.runtime import open_store
 
-    with _ending_soon(), TerminalDisplay(console) as shown:
-        token = display.set(shown)
-        try:
-            result = flow(spec, _local_model(model), prompt, again)
-        finally:
-            display.reset(token)
+    with _ending_soon(), showing(console):
+        result = flow(spec, _local_model(model), prompt, again)
     print_evaluation(console, result, open_store(spec.execution))
 
 
@@ -337,15 +328,10 @@ def approve(
     check_same_candidate(finished)
     _prepare_flow(finished.spec.execution)
     from goldgate.summary import print_result
-    from goldgate.terminal import TerminalDisplay
-    from tasks.runtime import display
+    from goldgate.terminal import showing
 
-    with _ending_soon(), TerminalDisplay(console) as shown:
-        token = display.set(shown)
-        try:
-            result = answer(finished, approve=not decline, by=by, comment=comment)
-        finally:
-            display.reset(token)
+    with _ending_soon(), showing(console) as shown:
+        result = answer(finished, approve=not decline, by=by, comment=comment)
     print_result(console, finished.spec, result, reused=shown.reused)
 
 
@@ -435,16 +421,11 @@ def override_baseline(
     spec = load_spec(config, overrides or [])
     _prepare(spec.execution)
     from goldgate.overrides import override_of, set_baseline
-    from goldgate.terminal import TerminalDisplay
-    from tasks.runtime import display
+    from goldgate.terminal import showing
 
     override = override_of(by, reason)
-    with TerminalDisplay(console) as shown:
-        token = display.set(shown)
-        try:
-            result = set_baseline(spec, model, override, prompt)
-        finally:
-            display.reset(token)
+    with showing(console):
+        result = set_baseline(spec, model, override, prompt)
     registered = result.registered
     console.print(
         f"{registered.name}: version {registered.version} is champion, {result.release.sentence()}",
@@ -470,20 +451,15 @@ def override_promote(
     check_same_candidate(finished)
     _prepare_flow(finished.spec.execution)
     from goldgate.summary import print_result
-    from goldgate.terminal import TerminalDisplay
-    from tasks.runtime import display
+    from goldgate.terminal import showing
 
     console.print(
         f"[bold]{finished.spec.name}[/]: promoting {escape(finished.label)} against its verdict, which was "
         f"{finished.verdict.upper()}",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
-    with _ending_soon(), TerminalDisplay(console) as shown:
-        token = display.set(shown)
-        try:
-            result = force_promotion(finished, override)
-        finally:
-            display.reset(token)
+    with _ending_soon(), showing(console) as shown:
+        result = force_promotion(finished, override)
     print_result(console, finished.spec, result, reused=shown.reused)
 
 

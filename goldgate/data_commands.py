@@ -131,8 +131,7 @@ def _look(
         SpecError: options of a bare source were given beside a configuration.
     """
     from goldgate.data_check import Columns, ask_about_config, ask_about_source, check_data, is_config
-    from goldgate.terminal import TerminalDisplay
-    from tasks.runtime import display
+    from goldgate.terminal import showing
 
     if is_config(source) and (kind is not None or any(columns)):
         raise SpecError(
@@ -143,16 +142,12 @@ def _look(
     if tokens and not is_config(source):
         raise SpecError("Without a configuration there is no base model.", where="--tokens", fix="leave it out")
     given = [*overrides, *([f"execution.store={json.dumps(store)}"] if store is not None else [])]
-    with TerminalDisplay(errors if quiet else console) as shown:
-        token = display.set(shown)
-        try:
-            if is_config(source):
-                asked = ask_about_config(Path(source), given, golden, tokens=tokens)
-            else:
-                asked = ask_about_source(source, Columns(*columns), given, kind=kind, golden=golden)
-            return asked, check_data(asked)
-        finally:
-            display.reset(token)
+    with showing(errors if quiet else console):
+        if is_config(source):
+            asked = ask_about_config(Path(source), given, golden, tokens=tokens)
+        else:
+            asked = ask_about_source(source, Columns(*columns), given, kind=kind, golden=golden)
+        return asked, check_data(asked)
 
 
 # -- what is printed ----------------------------------------------------------------------------------------------

@@ -35,17 +35,12 @@ def distill(
     spec = load_distillation(config, overrides or [])
     _prepare_flow(spec.training.execution)
     from flows.distill import distill as flow
-    from goldgate.terminal import TerminalDisplay
-    from tasks.runtime import display
+    from goldgate.terminal import showing
 
     asked = f"{escape(spec.teacher.model)} at {escape(spec.teacher.url)}"
     console.print(f"[bold]{spec.training.name}[/]: answers rewritten by {asked}", highlight=False)
-    with _ending_soon(), TerminalDisplay(console) as shown:
-        token = display.set(shown)
-        try:
-            result = flow(spec)
-        finally:
-            display.reset(token)
+    with _ending_soon(), showing(console):
+        result = flow(spec)
     print_distillation(console, result, _training_of(config))
 
 

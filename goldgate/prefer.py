@@ -38,16 +38,11 @@ def prefer(
     spec = load_spec(config, overrides or [])
     _prepare_flow(spec.execution)
     from flows.prefer import prefer as flow
-    from goldgate.terminal import TerminalDisplay
-    from tasks.runtime import display
+    from goldgate.terminal import showing
 
     console.print(f"[bold]{spec.name}[/]: {escape(spec.task.instruction)}", highlight=False)
-    with _ending_soon(), TerminalDisplay(console) as shown:
-        token = display.set(shown)
-        try:
-            result = flow(spec)
-        finally:
-            display.reset(token)
+    with _ending_soon(), showing(console):
+        result = flow(spec)
     print_preference(console, result)
 
 

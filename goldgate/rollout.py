@@ -70,16 +70,11 @@ def rollout(
     spec = load_spec(config, overrides or [])
     _prepare_flow(spec.execution)
     from flows.rollout import rollout as flow
-    from goldgate.terminal import TerminalDisplay
-    from tasks.runtime import display
+    from goldgate.terminal import showing
 
-    with _ending_soon(), TerminalDisplay(console) as shown:
-        token = display.set(shown)
-        try:
-            state = flow(RolloutSpec.of(spec, version), wait_seconds=wait, return_state=True)
-            result = state.result()
-        finally:
-            display.reset(token)
+    with _ending_soon(), showing(console):
+        state = flow(RolloutSpec.of(spec, version), wait_seconds=wait, return_state=True)
+        result = state.result()
     if not isinstance(result, RolloutResult):
         raise TypeError(f"the flow handed back a {type(result).__name__}, not a RolloutResult")
     console.print(escape(headline(result)), highlight=False, soft_wrap=True)

@@ -33,16 +33,11 @@ def sweep(
     _prepare_flow(training.execution)
     from flows.sweep import sweep as flow
     from goldgate.summary import print_result
-    from goldgate.terminal import TerminalDisplay
-    from tasks.runtime import display
+    from goldgate.terminal import showing
 
     console.print(f"[bold]{training.name}[/]: a search over {spec.trials} recipes", highlight=False)
-    with _ending_soon(), TerminalDisplay(console) as shown:
-        token = display.set(shown)
-        try:
-            result = flow(spec)
-        finally:
-            display.reset(token)
+    with _ending_soon(), showing(console) as shown:
+        result = flow(spec)
     print_sweep(console, spec, result)
     if result.gate is not None:
         winner = result.trials[result.winner - 1].recipe

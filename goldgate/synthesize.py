@@ -37,16 +37,11 @@ def synthesize(
     spec = load_synthesis(config, overrides or [])
     _prepare_flow(spec.execution)
     from flows.synthesize import synthesize as flow
-    from goldgate.terminal import TerminalDisplay
-    from tasks.runtime import display
+    from goldgate.terminal import showing
 
     console.print(f"[bold]{spec.name}[/]: {escape(spec.teacher.model)} at {escape(spec.teacher.url)}", highlight=False)
-    with _ending_soon(), TerminalDisplay(console) as shown:
-        token = display.set(shown)
-        try:
-            result = flow(spec)
-        finally:
-            display.reset(token)
+    with _ending_soon(), showing(console):
+        result = flow(spec)
     print_synthesis(console, result)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
@@ -68,3 +70,16 @@ class TerminalDisplay:
         self._console.print(
             f"  {mark} [dim]{seconds:>6}[/] [bold]{step:<14}[/] {escape(summary)}", highlight=False, soft_wrap=True
         )
+
+
+@contextmanager
+def showing(console: Console) -> Iterator[TerminalDisplay]:
+    """A display on which all steps of the block show, whichever room they are in."""
+    from tasks.runtime import display  # brings Prefect, which a display by itself does without
+
+    with TerminalDisplay(console) as shown:
+        token = display.set(shown)
+        try:
+            yield shown
+        finally:
+            display.reset(token)
