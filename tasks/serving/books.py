@@ -6,7 +6,6 @@ as they did before the last step or after it, and never between.
 
 from __future__ import annotations
 
-import os
 import re
 import threading
 import time
@@ -20,7 +19,7 @@ from pydantic import BaseModel, ValidationError
 
 from tasks.contracts.errors import GoldgateError, SpecError, StoreError
 from tasks.contracts.serving import Intent, Phase, Traffic, VersionRef
-from tasks.serving.durable import write_durably
+from tasks.serving.durable import sync_folder, write_durably
 
 FINAL = frozenset({Phase.DONE, Phase.REFUSED, Phase.UNDONE})
 RESTART_LEASE_SECONDS = 30.0  # what the holder of an open change gets when the gateway has just started
@@ -409,8 +408,8 @@ class Books:
             folder.mkdir(exist_ok=True)
             number = max((int(path.stem) for path in folder.glob("*.json")), default=0) + 1
             (self._intents_folder / f"{intent.name}.json").rename(folder / f"{number:06d}.json")
-            _sync_folder(folder)
-            _sync_folder(self._intents_folder)
+            sync_folder(folder)
+            sync_folder(self._intents_folder)
         except OSError as error:
             raise _unwritable(error, folder) from error
         self._open.pop(intent.name, None)
@@ -503,14 +502,6 @@ def _write(path: Path, record: BaseModel) -> None:
         write_durably(path, record.model_dump_json(indent=2))
     except OSError as error:
         raise _unwritable(error, path) from error
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _unwritable(error: OSError, path: Path) -> StoreError:

@@ -26,8 +26,13 @@ def write_durably(path: Path, text: str, *, mode: int = 0o644) -> None:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
-    folder = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in a folder on the disk: without it a rename could be lost."""
+    handle = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(folder)  # else the rename itself could be lost
+        os.fsync(handle)
     finally:
-        os.close(folder)
+        os.close(handle)

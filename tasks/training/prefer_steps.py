@@ -19,6 +19,7 @@ from tasks.contracts.rows import read_rows, write_rows
 from tasks.contracts.spec import PreferenceSpec, RetrainSpec, TrainMethod
 from tasks.runtime import open_store, progress_of, say_done
 from tasks.store import Artefact, digest_folder, fingerprint
+from tasks.training.kept import not_in_the_store, trained_reference
 
 if TYPE_CHECKING:
     from tasks.training.prefer import PreferOutcome
@@ -117,7 +118,7 @@ def tune_preferences(request: PreferRequest) -> TrainedModelRef:
     with progress_of("prefer") as listener:
         artefact = store.produce("prefer", _PREFER_VERSION, config, inputs, make)
     say_done("prefer", _outcome(artefact).sentence(), reused=artefact.reused)
-    return _reference(artefact)
+    return trained_reference(artefact)
 
 
 def find_tuned(request: PreferRequest) -> TrainedModelRef | None:
@@ -133,11 +134,7 @@ def fetch_tuned(request: PreferRequest) -> TrainedModelRef:
     """
     tuned = _kept(request, reused=False)
     if tuned is None:
-        raise TrainingError(
-            "The preference tuning has ended well, but its model is not in the store of this run.",
-            where=request.execution.store,
-            fix="give all workers one `execution.store` that all can reach, and the same version of Goldgate",
-        )
+        raise not_in_the_store("The preference tuning", request.execution)
     return tuned
 
 
@@ -147,7 +144,7 @@ def _kept(request: PreferRequest, *, reused: bool) -> TrainedModelRef | None:
     if artefact is None:
         return None
     say_done("prefer", _outcome(artefact).sentence(), reused=reused)
-    return _reference(artefact).model_copy(update={"reused": reused})
+    return trained_reference(artefact).model_copy(update={"reused": reused})
 
 
 def _recipe(request: PreferRequest) -> tuple[dict[str, Any], dict[str, str]]:
@@ -168,9 +165,3 @@ def _outcome(artefact: Artefact) -> PreferOutcome:
 
     facts = artefact.manifest.facts
     return PreferOutcome.model_validate({name: facts[name] for name in PreferOutcome.model_fields})
-
-
-def _reference(artefact: Artefact) -> TrainedModelRef:
-    facts = artefact.manifest.facts
-    own = TrainedModelRef.model_fields.keys() & facts.keys()
-    return TrainedModelRef(**artefact.reference(), **{name: facts[name] for name in own})

@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING, Any
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.contracts.errors import PrunedError, TrainingError
+from tasks.contracts.errors import PrunedError
 from tasks.contracts.references import BaseModelRef, TrainedModelRef, TrainRequest
 from tasks.contracts.spec import RetrainSpec, TrainSpec
 from tasks.contracts.sweep import PrunedRef
 from tasks.runtime import open_store, progress_of, say_done
 from tasks.store import Artefact, digest_folder, fingerprint
+from tasks.training.kept import not_in_the_store, trained_reference
 from tasks.training.pruned import keep_pruned
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def train_adapter(request: TrainRequest) -> TrainedModelRef | PrunedRef:
             say_done("train", pruned.reason, reused=False)
             return pruned
     shutil.rmtree(store.scratch("train", recipe), ignore_errors=True)  # checkpoints of what is finished
-    reference = _reference(artefact)
+    reference = trained_reference(artefact)
     say_done("train", _result(artefact).sentence(), reused=artefact.reused)
     return reference
 
@@ -116,11 +117,7 @@ def fetch_trained(request: TrainRequest) -> TrainedModelRef:
     """
     trained = _kept(request, reused=False)
     if trained is None:
-        raise TrainingError(
-            "The training run has ended well, but its model is not in the store of this run.",
-            where=request.execution.store,
-            fix="give all workers one `execution.store` that all can reach, and the same version of Goldgate",
-        )
+        raise not_in_the_store("The training run", request.execution)
     return trained
 
 
@@ -130,7 +127,7 @@ def _kept(request: TrainRequest, *, reused: bool) -> TrainedModelRef | None:
     if artefact is None:
         return None
     say_done("train", _result(artefact).sentence(), reused=reused)
-    return _reference(artefact).model_copy(update={"reused": reused})
+    return trained_reference(artefact).model_copy(update={"reused": reused})
 
 
 def _recipe(request: TrainRequest) -> tuple[dict[str, Any], dict[str, str]]:
@@ -146,9 +143,3 @@ def _result(artefact: Artefact) -> TrainResult:
 
     facts = artefact.manifest.facts
     return TrainResult.model_validate({name: facts[name] for name in TrainResult.model_fields if name in facts})
-
-
-def _reference(artefact: Artefact) -> TrainedModelRef:
-    facts = artefact.manifest.facts
-    own = TrainedModelRef.model_fields.keys() & facts.keys()
-    return TrainedModelRef(**artefact.reference(), **{name: facts[name] for name in own})
