@@ -44,12 +44,13 @@ def rollout(spec: RolloutSpec, wait_seconds: float = 60.0) -> State[RolloutResul
         partial(refuse_version, spec=spec),
     )
     means = means_of(spec, registry)
-    ended = finish_what_was_left(means, spec, wait_seconds)
+    found = finish_what_was_left(means, spec, wait_seconds)
+    ended = found.ended
     if ended is None:
         version = resolve(spec)
         proof = check_certificate(version, spec.execution)
         items = draw_items(proof, spec)
-        with attempt(means, begin_change(means, version, proof, spec, asked_by())) as change:
+        with attempt(means, begin_change(means, version, proof, found.last, spec, asked_by())) as change:
             failure = start_engine(change, spec)
             check = check_engine(change, items, spec) if failure is None else None
             decide(change, failure, check)

@@ -211,6 +211,8 @@ class Intent(Frozen):
         check: what asking the new version has shown, from `CHECKED` on.
         problems: why it was refused or undone.
         aliases: how the registry's aliases were when it began, to put them back; empty for a rollback.
+        after: id of the change that had ended last before its maker looked at anything, empty for none; it may not
+            begin once another has ended. None for a rollback, which is decided where traffic is.
     """
 
     id: str
@@ -227,6 +229,7 @@ class Intent(Frozen):
     check: CheckResult | None = None
     problems: tuple[str, ...] = ()
     aliases: Aliases = Aliases()
+    after: str | None = None
 
     @property
     def previous_after(self) -> str | None:

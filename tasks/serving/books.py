@@ -222,7 +222,8 @@ class Books:
 
         Raises:
             SpecError: its name is none, or it has ended already.
-            ConflictError: another change of this name is open, or this one has ended.
+            ConflictError: another change of this name is open, or has ended since this one was prepared (`after`), or
+                this one has ended.
             StoreError: it cannot be written; it has not begun then.
         """
         _check_name(intent.name)
@@ -235,11 +236,20 @@ class Books:
             if now is not None and (now.id, now.holder) != (intent.id, intent.holder):
                 raise self._other_is_open(now)
             if now is None:
-                if any(ended.id == intent.id for ended in self.history(intent.name)):
+                history = self.history(intent.name)
+                if any(ended.id == intent.id for ended in history):
                     raise ConflictError(
                         "This change has ended already.",
                         where=intent.name,
                         fix="begin one with another id",
+                    )
+                if intent.after is not None and history and history[0].id != intent.after:
+                    last = history[0]
+                    raise ConflictError(
+                        f"Another change has ended since this one was prepared: a {last.kind} to {last.to.label}, by "
+                        f"{last.by} ({last.phase.value}).",
+                        where=intent.name,
+                        fix="look at what answers now, and begin anew if it is still wanted",
                     )
                 self._write_open(intent)
                 now = intent

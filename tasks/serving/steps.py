@@ -8,6 +8,7 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from functools import partial
+from typing import NamedTuple
 from uuid import uuid4
 
 from prefect import task
@@ -51,9 +52,21 @@ def means_of(spec: RolloutSpec, registry: Registry) -> Means:
     return Means(gateway_of(spec.execution), registry, spec.settings.drain_seconds, partial(say, "rollout"))
 
 
+class Found(NamedTuple):
+    """What a rollout finds before it looks at anything else.
+
+    Attributes:
+        ended: the change that it was asked for, if that has ended already.
+        last: id of the change of this name that ended last; empty for none.
+    """
+
+    ended: Ended | None
+    last: str
+
+
 @task(name="finish what was left", persist_result=False, cache_policy=NO_CACHE)
-def finish_what_was_left(means: Means, spec: RolloutSpec, wait_seconds: float) -> Ended | None:
-    """Bring a change to its end whose process was killed; return it where that is all this run is asked for."""
+def finish_what_was_left(means: Means, spec: RolloutSpec, wait_seconds: float) -> Found:
+    """Bring a change to its end whose process was killed, which may be all that this run is asked for."""
     left = finish_left(means, spec.name, holder(), wait_seconds=wait_seconds)
     if left is not None:
         say_done("finish what was left", f"{left.intent.to.label} is {left.intent.phase.value}", reused=False)
@@ -61,10 +74,12 @@ def finish_what_was_left(means: Means, spec: RolloutSpec, wait_seconds: float) -
     if left is not None and left.intent.kind == "rollout" and left.intent.phase is not Phase.UNDONE:
         number = left.intent.to.version
         if spec.version == number or (spec.version is None and waits is None):
-            return left
+            return Found(left, left.intent.id)
+    history = means.gateway.history(spec.name)
     # This very run may have been killed after its change had ended, and be here again.
-    mine = next((one for one in means.gateway.history(spec.name) if one.id.startswith(_run_id())), None)
-    return Ended(mine, None) if mine is not None and mine.phase is not Phase.UNDONE else None
+    mine = next((one for one in history if one.id.startswith(_run_id())), None)
+    ended = Ended(mine, None) if mine is not None and mine.phase is not Phase.UNDONE else None
+    return Found(ended, history[0].id if history else "")
 
 
 @task(name="draw smoke items", persist_result=False, cache_policy=NO_CACHE)
@@ -76,8 +91,23 @@ def draw_items(proof: Proof | None, spec: RolloutSpec) -> tuple[SmokeItem, ...]:
 
 
 @task(name="begin", persist_result=False, cache_policy=NO_CACHE)
-def begin_change(means: Means, version: VersionRef, proof: Proof | None, spec: RolloutSpec, by: str) -> Intent:
-    """Announce the rollout, so that no other moves the same things."""
+def begin_change(
+    means: Means, version: VersionRef, proof: Proof | None, last: str, spec: RolloutSpec, by: str
+) -> Intent:
+    """Announce the rollout, so that no other moves the same things.
+
+    Args:
+        means: what it is made with.
+        version: the version that is to go live.
+        proof: what its certificate says; None for a baseline.
+        last: the change that had ended last before `version` was resolved.
+        spec: of the rollout.
+        by: who wants it.
+
+    Raises:
+        ServiceError: another change is under way.
+        ConflictError: another has ended since then, so what was read may not hold any more.
+    """
     traffic = means.gateway.traffic(spec.name)
     intent = Intent(
         id=f"{_run_id()}.{uuid4().hex[:8]}",  # each attempt of a run is a change of its own
@@ -92,6 +122,7 @@ def begin_change(means: Means, version: VersionRef, proof: Proof | None, spec: R
         at=datetime.now(UTC),
         holder=holder(),
         aliases=means.registry.aliases(spec.name),
+        after=last,
     )
     try:
         begun = means.gateway.begin(intent)

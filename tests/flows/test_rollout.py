@@ -339,6 +339,25 @@ def test_a_second_rollout_is_refused_while_one_is_under_way(shop: Shop, gateway:
     assert run(shop.rollout("newts"))[0] == "Rolled out"
 
 
+def test_what_was_read_before_another_rollout_ended_is_not_acted_on(
+    shop: Shop, gateway: GatewayClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shop.promote("okapis", "one")
+    drawn = steps.draw_smoke_items
+
+    def meanwhile(*given: Any) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(steps, "draw_smoke_items", drawn)
+            assert run(shop.rollout("okapis"))[0] == "Rolled out"
+        return drawn(*given)
+
+    monkeypatch.setattr(steps, "draw_smoke_items", meanwhile)
+    with pytest.raises(ConflictError, match="ended since this one was prepared: a rollout to okapis@1"):
+        rollout(shop.rollout("okapis"))
+    assert [one.phase for one in gateway.history("okapis")] == [Phase.DONE]
+    assert live(gateway, "okapis") == ("1", None)
+
+
 @pytest.mark.slow
 def test_what_a_killed_one_left_is_brought_to_its_end_first(shop: Shop, gateway: GatewayClient) -> None:
     shop.promote("otters", "one")

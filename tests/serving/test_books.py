@@ -147,6 +147,18 @@ def test_an_ended_change_cannot_begin_or_go_on(books: Books) -> None:
         books.begin(rollout(version(8), Phase.DONE), 10.0)
 
 
+@pytest.mark.parametrize("after", ["", "rollout-of-6"])
+def test_a_change_prepared_before_another_ended_cannot_begin(books: Books, after: str) -> None:
+    for number in (6, 7):
+        books.begin(rollout(version(number)), 10.0)
+        books.advance(rollout(version(number), Phase.DONE), 10.0)
+    with pytest.raises(ConflictError, match=r"ended since .* a rollout to complaints@7, by retrain \(done\)"):
+        books.begin(rollout(version(8), after=after), 10.0)
+    assert books.open_intent("complaints") is None
+    assert books.begin(rollout(version(8), after="rollout-of-7"), 10.0).phase is Phase.CHECKING
+    assert books.begin(rollout(version(3, "prices"), after=""), 10.0).phase is Phase.CHECKING  # a first one
+
+
 def test_closing_twice_closes_once(books: Books) -> None:
     books.begin(rollout(version(7)), 10.0)
     done = rollout(version(7), Phase.DONE)
