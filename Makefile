@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: setup demo verdicts test test-slow check up down bench-gate bench-data bench-training bench-serving vllm-env clean
+.PHONY: setup demo verdicts test test-slow check up down bench-gate bench-data bench-training bench-serving vllm-env label-studio-env clean
 
 setup: $(READY)
 
@@ -57,5 +57,8 @@ bench-serving: setup vllm-env  # the gateway beside vLLM alone, changes of versi
 vllm-env:
 	docker/vllm/make_env.sh .vllm-env
 
+label-studio-env:  # for reviews in Label Studio, where there is none yet
+	docker/label-studio/make_env.sh .label-studio-env
+
 clean:
-	rm -rf $(VENV) .vllm-env build *.egg-info
+	rm -rf $(VENV) .vllm-env .label-studio-env build *.egg-info

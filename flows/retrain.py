@@ -17,6 +17,7 @@ from tasks.data.steps import (
     report_data,
     validate_dataset,
 )
+from tasks.evaluation.dev_steps import ask_dev, dev_outcomes
 from tasks.evaluation.steps import (
     candidate_system,
     check_engine_is_there,
@@ -26,14 +27,17 @@ from tasks.evaluation.steps import (
 )
 from tasks.gate.steps import certify_promotion, check_budget, check_gate, decide_release, judge
 from tasks.registry.steps import find_system_to_beat, register_champion, release_of_baseline
-from tasks.report.steps import named_state, publish_verdict, write_run_folder
+from tasks.report.steps import named_state, publish_verdict, retrain_run_name, write_run_folder
 from tasks.serving.steps import announce_promotion
+from tasks.serving.trust_steps import has_trust, learn_trust, part_to_learn_from
 from tasks.training.prefer_steps import check_can_prefer
 from tasks.training.steps import check_training_device, fetch_base_model
 
 
-@flow(name="retrain", flow_run_name="retrain {spec.name}", persist_result=False)
-def retrain(spec: RetrainSpec, override: Override | None = None, approval: Approval | None = None) -> State[RunResult]:
+@flow(name="retrain", flow_run_name=retrain_run_name, persist_result=False)
+def retrain(
+    spec: RetrainSpec, override: Override | None = None, approval: Approval | None = None, reason: str | None = None
+) -> State[RunResult]:
     """Train a candidate, compare it with what runs today on the golden set, and register it only if it is better.
 
     Ends Completed under the name of what came of it: Promoted, Rejected, Inconclusive, Awaiting approval, Declined, or
@@ -43,6 +47,7 @@ def retrain(spec: RetrainSpec, override: Override | None = None, approval: Appro
         spec: everything that the run needs to know.
         override: promotes against the verdict; kept under that person's name.
         approval: answers where the policy asks a person; kept under that person's name.
+        reason: why it was started; stands in the run's name.
     """
     asked = spec.evaluation()
     golden = open_golden_set(asked)  # first: what can be refused is refused before any compute is spent
@@ -72,16 +77,19 @@ def retrain(spec: RetrainSpec, override: Override | None = None, approval: Appro
 
     verdict = judge(baseline_result, candidate_result, baseline_suites, candidate_suites, splits, trained, golden, spec)
     release = decide_release(verdict, spec, override, approval)
-    registered = None
+    registered = trust = None
     if release.promoted:
         certificate = certify_promotion(verdict, release, trained, golden, spec)
-        registered = register_champion(verdict, certificate, trained, spec)
+        if has_trust(spec):  # not before: how far a rejected candidate could be trusted is nobody's question
+            dev = ask_dev(candidate, splits, spec, part_to_learn_from(spec))
+            trust = learn_trust(dev, dev_outcomes(dev, spec.execution), spec)
+        registered = register_champion(verdict, certificate, trained, spec, trust)
         announce_promotion(registered, spec)
 
     placed = release_of_baseline(baseline, spec)
     folder = write_run_folder(
         spec, raw, valid, splits, trained, baseline_result, candidate_result, verdict, release, registered, placed,
-        data_page,
+        data_page, trust,
     )  # fmt: skip
-    publish_verdict(spec, verdict, release, registered, valid, folder, placed, data_page)
+    publish_verdict(spec, verdict, release, registered, valid, folder, placed, data_page, trust)
     return named_state(spec, verdict, release, registered, folder)

@@ -16,12 +16,14 @@ from tasks.serving.steps import (
     decide,
     draw_items,
     finish_what_was_left,
+    is_tried_first,
     means_of,
     move_traffic_and_champion,
     publish_rollout,
     result_of,
     rollout_state,
     start_engine,
+    try_canary,
 )
 from tasks.serving.transaction import Registry, attempt
 
@@ -29,6 +31,8 @@ from tasks.serving.transaction import Registry, attempt
 @flow(name="rollout", flow_run_name="rollout {spec.name}", persist_result=False)
 def rollout(spec: RolloutSpec, wait_seconds: float = 60.0) -> State[RolloutResult]:
     """Start a version beside the one that answers, ask it golden items, and move traffic and alias to it together.
+
+    In between, a share of the traffic may try it out.
 
     Ends Completed under the name of what came of it: Rolled out, Refused, or Undone. A change whose process was killed
     is brought to its end first.
@@ -54,6 +58,8 @@ def rollout(spec: RolloutSpec, wait_seconds: float = 60.0) -> State[RolloutResul
             failure = start_engine(change, spec)
             check = check_engine(change, items, spec) if failure is None else None
             decide(change, failure, check)
+            if is_tried_first(change, spec):
+                try_canary(change, spec)
             move_traffic_and_champion(change)
         ended = change.ended
     result = result_of(ended)

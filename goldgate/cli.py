@@ -22,9 +22,12 @@ from typer.core import TyperGroup
 from goldgate.config import load_spec, parse
 from goldgate.data_commands import data_app
 from goldgate.distill import distill
+from goldgate.monitor import monitor
 from goldgate.prefer import prefer
+from goldgate.review import review
 from goldgate.rollout import rollback, rollout
 from goldgate.serve import keys_app, serve
+from goldgate.shadow import shadow
 from goldgate.sweep import sweep
 from goldgate.synthesize import synthesize
 from tasks.contracts.errors import GoldgateError, ServiceError, SpecError, StoreError
@@ -238,6 +241,9 @@ app.command()(sweep)
 app.command()(serve)
 app.command()(rollout)
 app.command()(rollback)
+app.command()(shadow)
+app.command()(monitor)
+app.command()(review)
 
 
 @gate_app.command("judge", hidden=True)

@@ -76,7 +76,12 @@ def place_training(spec: RetrainSpec, path: Path) -> RetrainSpec:
     folder = path.absolute().parent
     return spec.model_copy(
         update={
-            "data": spec.data.model_copy(update={"source": beside(folder, spec.data.source)}),
+            "data": spec.data.model_copy(
+                update={
+                    "source": beside(folder, spec.data.source),
+                    "also": tuple(beside(folder, one) for one in spec.data.also),
+                }
+            ),
             "golden": spec.golden.model_copy(
                 update={
                     "path": beside(folder, spec.golden.path),

@@ -97,7 +97,7 @@ def rollback(
     _prepare(execution)
     gateway = find_gateway(execution)
     if gateway is not None and gateway.traffic(name) is not None:
-        roll_back_at(console, gateway, execution, name, reason, by or _user())
+        roll_back_at(console, gateway, execution, name, reason, by or user_here())
         return
     from tasks.registry.register import rollback as roll_back
 
@@ -193,7 +193,8 @@ def _holder() -> str:
     return f"command {uuid4().hex[:8]} on {socket.gethostname()}, process {os.getpid()}"
 
 
-def _user() -> str:
+def user_here() -> str:
+    """Who runs this command, for the records."""
     try:
         user = getpass.getuser()
     except (KeyError, OSError):  # a container's user without a name

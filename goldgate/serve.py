@@ -74,10 +74,13 @@ def serve(
     def announce(url: str) -> None:
         console.print(f"Listening on {url}/v1", highlight=False)
 
-    run_gateway(
-        spec, VllmCommand(), mask=masking() if spec.log.mask and spec.log.to != "none" else None, announce=announce
-    )
+    run_gateway(spec, VllmCommand(), mask=masking() if _masks(spec) else None, announce=announce)
     console.print("The gateway has ended. Its engines go on; `goldgate serve --end` ends them.", highlight=False)
+
+
+def _masks(spec: GatewaySpec) -> bool:
+    """Whether anything that is kept is to be masked."""
+    return spec.log.mask or (spec.review is not None and spec.review.mask)  # what a shadow says is masked as the log is
 
 
 def gateway_spec(config: Path | None, overrides: list[str], store: str | None) -> GatewaySpec:

@@ -70,7 +70,12 @@ def load_synthesis(path: Path, overrides: Sequence[str] = ()) -> SynthesizeSpec:
         record = over(training, record)
     spec = parse(SynthesizeSpec, record, where=str(path))
     changed: dict[str, Any] = {
-        "data": spec.data.model_copy(update={"source": beside(folder, spec.data.source)}),
+        "data": spec.data.model_copy(
+            update={
+                "source": beside(folder, spec.data.source),
+                "also": tuple(beside(folder, one) for one in spec.data.also),
+            }
+        ),
         "golden": spec.golden.model_copy(update={"path": beside(folder, spec.golden.path)}),
     }
     if spec.documents is not None:

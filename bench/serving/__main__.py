@@ -1,4 +1,4 @@
-"""Run it all: `make bench-serving`, or `python -m bench.serving [overhead] [swap] [starts] [soak] [--quick]`."""
+"""Run it all: `make bench-serving`, or a part: `python -m bench.serving [overhead] [swap] [harness] … [--quick]`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.serving.world import ROOT
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results.json"
-PARTS = ("overhead", "swap", "starts", "soak")
+PARTS = ("overhead", "swap", "harness", "starts", "soak")
 _SOAK_SECONDS = {"short": 600.0, "hour": 3600.0}
 
 
@@ -27,7 +27,7 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(prog="python -m bench.serving", description=__doc__)
     parser.add_argument("parts", nargs="*", help=f"of {', '.join(PARTS)}; all if none is named")
-    parser.add_argument("--turns", type=int, default=3, help="of the overhead, each way once in a turn")
+    parser.add_argument("--turns", type=int, default=3, help="of overhead and harness, each way once in a turn")
     parser.add_argument("--soak", choices=_SOAK_SECONDS, default="short", help="ten minutes, or an hour")
     parser.add_argument("--quick", action="store_true", help="a few requests of each, printed and not kept")
     parser.add_argument("--work", type=Path, default=ROOT / "build" / "bench-serving", help="folder for the store")
@@ -66,6 +66,11 @@ def measure(part: str, world: Any, asked: argparse.Namespace) -> Any:
             return measures.overhead(world, work, 1 if asked.quick else asked.turns, requests)
         case "swap":
             return measures.swap(world, work, 50)
+        case "harness":
+            from bench.serving.harness import harness
+
+            turns, items = (1, 16) if asked.quick else (asked.turns, 300)
+            return harness(world, work, turns, items, 16)
         case "starts":
             return measures.starts(world, work)
         case _:

@@ -11,7 +11,7 @@ NOT_YET = "Not measured yet."
 
 def all_tables(results: dict[str, Any]) -> dict[str, str]:
     """Every table by name; one that was not measured says so."""
-    made = {"overhead": _overhead, "swap": _swap, "starts": _starts, "soak": _soak}
+    made = {"overhead": _overhead, "swap": _swap, "starts": _starts, "soak": _soak, "harness": _harness}
     tables = {name: make(results[name]) if name in results else NOT_YET for name, make in made.items()}
     about = results.get("machine")
     tables["machine"] = ", ".join(f"{name} {value}" for name, value in about.items()) + "." if about else NOT_YET
@@ -59,6 +59,23 @@ def _starts(rows: list[dict[str, Any]]) -> str:
         [[row["start"], f"{row['seconds']:,.2f}", f"{row['memory_mb']:,.0f}" if "memory_mb" in row else ""]
          for row in rows],
     )  # fmt: skip
+
+
+def _harness(found: dict[str, Any]) -> str:
+    ours = found["rows"][0]
+    lines = [
+        [row["way"], f"{row['per_second']:.1f}", f"{row['per_second'] / ours['per_second']:.3f}",
+         f"{row['per_second_whole']:.1f}", f"{row['score']:.3f}"]
+        for row in found["rows"]
+    ]  # fmt: skip
+    itself = found["agreement_with_itself"]
+    again = "" if itself is None else f"; Goldgate's own first and last turn agree on {itself:.1%}"
+    said = (
+        f"{found['items']:,} items, {found['clients']} requests at a time, lm-evaluation-harness {found['version']}: "
+        f"both give the same answer to {found['agreement']:.1%} of the items{again}."
+    )
+    head = ["evaluation", "items/s, requests alone", "× Goldgate", "items/s, rows to score", "exact match"]
+    return f"{said}\n\n{table(head, lines)}"
 
 
 def _soak(found: dict[str, Any]) -> str:

@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import Literal
 
 from pydantic import Field
 
-from tasks.contracts.spec import Frozen, knob
+from tasks.contracts.references import ArtefactRef
+from tasks.contracts.spec import ConfidenceSpec as ConfidenceSpec  # a part of a task's configuration
+from tasks.contracts.spec import Frozen
 
-
-class ConfidenceSpec(Frozen):
-    """From where on an answer is trusted without a person."""
-
-    target_accuracy: float = knob(
-        0,
-        "Accuracy that answers above the threshold are shown to have; the others are reviewed.",
-        default=0.95,
-        gt=0.0,
-        lt=1.0,
-    )
-    alpha: float = knob(1, "Chance that they do not have it after all.", default=0.05, gt=0.0, le=0.5)
-    min_rows: int = knob(2, "Fewest dev rows to learn the scaling from.", default=100, ge=20, le=1_000_000)
+TRUST_FILE = "trust.json"
 
 
 class ReliabilityBin(Frozen):
@@ -165,3 +156,42 @@ class ReviewThreshold(Frozen):
         """Expected reviews in 1,000 requests, with the ends of the 95 % interval: expected, low, high."""
         shares = 1 - self.coverage, 1 - self.coverage_high, 1 - self.coverage_low
         return 1000 * shares[0], 1000 * shares[1], 1000 * shares[2]
+
+
+class LearntTrust(Frozen):
+    """What dev has shown of a model's confidence: the file `TRUST_FILE`, in the store and beside the model's weights.
+
+    Attributes:
+        calibration: what makes its confidence a probability; None where dev does not say.
+        threshold: from where on an answer is trusted.
+        rows: dev rows that were asked.
+        no_choice: of these, answers that were none of the choices; they count as wrong, and are always reviewed.
+        choices: the answers that were allowed.
+        dev: sha256 of the answers that it was learnt from.
+        engine: what the model was asked with.
+        why: what was learnt and what was not, in sentences for people.
+    """
+
+    calibration: Calibration | None
+    threshold: ReviewThreshold
+    rows: int
+    no_choice: int
+    choices: tuple[str, ...]
+    dev: str
+    engine: str
+    why: tuple[str, ...]
+
+
+class TrustRef(ArtefactRef):
+    """A finished `LearntTrust` (`trust.json`).
+
+    Attributes:
+        calibrated: whether there is a calibration.
+        at: from which confidence on an answer is trusted; None has every answer reviewed.
+        reviewed: share of the answers that go to review, as expected from dev.
+    """
+
+    kind: Literal["trust"] = "trust"
+    calibrated: bool
+    at: float | None
+    reviewed: float

@@ -7,45 +7,10 @@ from enum import StrEnum
 
 from pydantic import Field
 
-from tasks.contracts.spec import Frozen, knob
+from tasks.contracts.spec import CanarySpec as CanarySpec  # a part of a task's configuration
+from tasks.contracts.spec import ExecutionSpec, Frozen, knob
 
 # -- canary -----------------------------------------------------------------------------------------------------------
-
-
-class CanarySpec(Frozen):
-    """A share of the traffic for a version on trial, and when it is taken back."""
-
-    share: float = knob(
-        0,
-        "Share of the keys (users, sessions) whose requests the version on trial answers.",
-        default=0.05,
-        gt=0.0,
-        le=0.9,
-    )
-    alpha: float = knob(
-        1,
-        "Chance that a version that is no worse is taken back, however long it runs and however often one looks.",
-        default=0.05,
-        gt=0.0,
-        le=0.5,
-    )
-    max_error_ratio: float = knob(
-        2, "How many times as often as with the live version may requests fail.", default=1.0, ge=1.0, le=100.0
-    )
-    max_slow_ratio: float = knob(
-        3,
-        "How many times as often may answers be slower than the live version's 95th percentile.",
-        default=1.25,
-        ge=1.0,
-        le=100.0,
-    )
-    max_unsure_ratio: float = knob(
-        4,
-        "How many times as often may answers be below their version's threshold of confidence.",
-        default=1.25,
-        ge=1.0,
-        le=100.0,
-    )
 
 
 class ShareCounts(Frozen):
@@ -259,6 +224,49 @@ class ShadowReport(Frozen):
     days_low: float | None
     days_high: float | None
     why: str
+
+
+class ShadowReportSpec(Frozen):
+    """Which comparison is reported: `goldgate shadow NAME --report` and the flow `shadow-report`."""
+
+    name: str = knob(0, "Name of the task: what requests call the model.", pattern=r"^[a-z][a-z0-9_-]{0,62}$")
+    shadow: str | None = knob(
+        1, "Id of the comparison; none takes the newest.", default=None, pattern=r"^[A-Za-z0-9_-]{1,64}$"
+    )
+    reviews: str | None = knob(
+        2, "What people said of answers, as `goldgate review` keeps it (reviews.jsonl); none knows of no reviews.",
+        default=None,
+    )  # fmt: skip
+    folder: str | None = knob(
+        3, "Folder of comparisons; none is the gateway's in the store (serving/shadow).", default=None
+    )
+    execution: ExecutionSpec = knob(4, "Where store and registry are.", default_factory=ExecutionSpec)
+
+
+class ShadowResult(Frozen):
+    """What a comparison says so far.
+
+    Attributes:
+        name: what requests call the model.
+        id: of the comparison.
+        live: label of the version whose answers callers get.
+        shadow: label of the other version, or the vendor's model.
+        report: the comparison.
+        margin: difference in accuracy that matters.
+        other_live: requests that were compared with an earlier live version; they are left out.
+        shadow_cost: sum of what the shadow's answers cost; None where nothing is known of it.
+        errors: why the shadow gave no answer, with how often.
+    """
+
+    name: str
+    id: str
+    live: str
+    shadow: str
+    report: ShadowReport
+    margin: float
+    other_live: int
+    shadow_cost: float | None
+    errors: dict[str, int]
 
 
 # -- drift ------------------------------------------------------------------------------------------------------------

@@ -12,9 +12,12 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from tasks.contracts.confidence import LearntTrust
+from tasks.contracts.observe import CanaryFinding, CanaryState, ShadowSpec
 from tasks.contracts.prompt import Decoding, Prompt
+from tasks.contracts.review import SpoolSpec
+from tasks.contracts.spec import CanarySpec, ExecutionSpec, Frozen, GoldenSpec, RetrainSpec, RolloutSettings, knob
 from tasks.contracts.spec import EngineSpec as EngineSpec  # a part of a task's configuration, and one of these
-from tasks.contracts.spec import ExecutionSpec, Frozen, GoldenSpec, RetrainSpec, RolloutSettings, knob
 
 _NAME = r"^[a-z][a-z0-9_-]{0,62}$"
 GATEWAY = "GOLDGATE_GATEWAY"  # environment: address of the gateway, for those who ask it
@@ -22,6 +25,39 @@ ADMIN_KEY = "GOLDGATE_ADMIN_KEY"  # environment: the key of its `/admin`; on its
 PROMOTED_EVENT = "goldgate.model.promoted"  # what `retrain` emits, and what starts a rollout
 ROLLED_OUT_EVENT = "goldgate.model.rolled-out"
 ROLLED_BACK_EVENT = "goldgate.model.rolled-back"
+
+
+class Trust(Frozen):
+    """How far a version's closed answers are trusted, as dev has shown: what a gateway goes by for each answer.
+
+    Attributes:
+        temperature: of the answer's own probability; see `tasks.serving.confidence.calibrated`.
+        offset: likewise. Both None where nothing could be learnt; then confidences are shown unscaled.
+        at: from this confidence on, as the model gives it, an answer is trusted; None has every answer reviewed.
+        target_accuracy: that answers from there on are shown to have.
+        reviewed: share of the answers that is below, as expected from dev.
+        why: where the numbers come from, or why there are none, in words.
+    """
+
+    temperature: float | None = None
+    offset: float | None = None
+    at: float | None
+    target_accuracy: float
+    reviewed: float
+    why: str
+
+    @classmethod
+    def of(cls, learnt: LearntTrust) -> Trust:
+        """The part of what was learnt that a gateway needs."""
+        calibration, threshold = learnt.calibration, learnt.threshold
+        return cls(
+            temperature=calibration.temperature if calibration is not None else None,
+            offset=calibration.offset if calibration is not None else None,
+            at=threshold.at,
+            target_accuracy=threshold.target_accuracy,
+            reviewed=1 - threshold.coverage,
+            why=" ".join(learnt.why),
+        )
 
 
 class VersionRef(Frozen):
@@ -35,6 +71,7 @@ class VersionRef(Frozen):
         prompt: how it was evaluated, and so how it is asked.
         decoding: likewise.
         certified: whether a certificate of Goldgate was verified; False only for a baseline that a person set.
+        trust: how far its answers are trusted; None for open answers, and where it was promoted without a rollout set.
     """
 
     name: str
@@ -44,6 +81,7 @@ class VersionRef(Frozen):
     prompt: Prompt
     decoding: Decoding
     certified: bool = True
+    trust: Trust | None = None
 
     @property
     def label(self) -> str:
@@ -90,6 +128,84 @@ class EngineStatus(Frozen):
     memory_bytes: int = 0
 
 
+class Canary(Frozen):
+    """A version that answers a share of a name's requests, on trial.
+
+    Attributes:
+        version: it.
+        spec: its share, and when it is taken back.
+        salt: who is in it is drawn by this: the id of its change.
+        since: when it began.
+        state: what has happened so far, as it was last written; a gateway that starts again goes on from there.
+        finding: why it was taken back; None while it is not. From then on it gets no requests.
+    """
+
+    version: VersionRef
+    spec: CanarySpec
+    salt: str
+    since: datetime
+    state: CanaryState
+    finding: CanaryFinding | None = None
+
+
+class CanaryStatus(Frozen):
+    """How a name's canary stands at this moment.
+
+    Attributes:
+        canary: it, with what has happened up to now; None where none is on trial.
+        finding: what that shows so far; None likewise.
+        live_answers: answers of the live version that the gateway remembers the latency of; from 100 on it can say what
+            is slow, so that a canary may begin.
+    """
+
+    canary: Canary | None = None
+    finding: CanaryFinding | None = None
+    live_answers: int = 0
+
+
+class TrialResult(Frozen):
+    """What a canary has come to.
+
+    Attributes:
+        spec: its share, and when it was to be taken back.
+        state: what has happened.
+        finding: the evidence; `abort` is why it was taken back.
+        hours: how long it was on trial.
+    """
+
+    spec: CanarySpec
+    state: CanaryState
+    finding: CanaryFinding
+    hours: float
+
+
+class Vendor(Frozen):
+    """Another's OpenAI-compatible service, to compare with. Its key is the environment's GOLDGATE_VENDOR_KEY."""
+
+    url: str = knob(0, "Its address, up to /v1.", pattern=r"^https?://")
+    model: str = knob(1, "The model's name there.", min_length=1)
+    input_price: float | None = knob(2, "Price of a million tokens of prompt.", default=None, ge=0.0)
+    output_price: float | None = knob(3, "Price of a million tokens of answer.", default=None, ge=0.0)
+
+
+class Shadow(Frozen):
+    """What answers a share of a name's requests as well, unseen by callers.
+
+    Attributes:
+        id: of this comparison.
+        version: a version of the same name; None where it is a vendor.
+        vendor: another's service; None where it is a version.
+        spec: the share, and what difference matters.
+        since: when it began.
+    """
+
+    id: str
+    version: VersionRef | None = None
+    vendor: Vendor | None = None
+    spec: ShadowSpec
+    since: datetime
+
+
 class Traffic(Frozen):
     """Which engines a name means.
 
@@ -97,6 +213,8 @@ class Traffic(Frozen):
         name: what requests call the model.
         live: the engine that answers.
         previous: the engine that answered before, kept warm for a rollback; None where there is none.
+        canary: the version on trial beside it; None for none.
+        shadow: what answers unseen; None for none.
         revision: grows by one with each change; a change names the revision that it was made from.
         by: who changed it last.
         why: why.
@@ -106,6 +224,8 @@ class Traffic(Frozen):
     name: str
     live: VersionRef
     previous: VersionRef | None = None
+    canary: Canary | None = None
+    shadow: Shadow | None = None
     revision: int = Field(ge=1)
     by: str
     why: str
@@ -178,6 +298,10 @@ class CheckResult(Frozen):
         latency_p50_ms: median over the items, one at a time.
         latency_p95_ms: 95th percentile.
         max_latency_ms: limit of the 95th percentile; None for none.
+        sure_compared: items of which evaluation and gateway both say how sure the answer is.
+        sure_median: median of the difference between the two, without its sign; None without such items.
+        sure_largest: largest such difference.
+        sides_changed: items that one of the two puts above the threshold of review and the other below.
         problems: why it may not go live, a sentence each; empty where it may.
     """
 
@@ -190,6 +314,10 @@ class CheckResult(Frozen):
     latency_p50_ms: float
     latency_p95_ms: float
     max_latency_ms: float | None = None
+    sure_compared: int = 0
+    sure_median: float | None = None
+    sure_largest: float | None = None
+    sides_changed: int = 0
     problems: tuple[str, ...] = ()
 
 
@@ -209,6 +337,7 @@ class Intent(Frozen):
         at: when it began.
         holder: who works on it (flow run, host and process). It renews its lease; another takes over when that ends.
         check: what asking the new version has shown, from `CHECKED` on.
+        trial: what its canary has come to; None where there was none, or it has not ended.
         problems: why it was refused or undone.
         aliases: how the registry's aliases were when it began, to put them back; empty for a rollback.
         after: id of the change that had ended last before its maker looked at anything, empty for none; it may not
@@ -227,6 +356,7 @@ class Intent(Frozen):
     at: datetime
     holder: str
     check: CheckResult | None = None
+    trial: TrialResult | None = None
     problems: tuple[str, ...] = ()
     aliases: Aliases = Aliases()
     after: str | None = None
@@ -278,6 +408,7 @@ class RolloutResult(Frozen):
         check: what asking it has shown; None where it never answered.
         problems: why it was refused; empty where it was not.
         switch_seconds: from the decision until all traffic was on the new version.
+        trial: what its canary has come to; None where there was none.
     """
 
     name: str
@@ -287,6 +418,7 @@ class RolloutResult(Frozen):
     check: CheckResult | None
     problems: tuple[str, ...] = ()
     switch_seconds: float | None = None
+    trial: TrialResult | None = None
 
 
 class LimitSpec(Frozen):
@@ -340,7 +472,10 @@ class GatewaySpec(Frozen):
     shutdown_seconds: float = knob(
         6, "How long requests under way may take after SIGTERM.", default=30.0, ge=0.0, le=3600.0
     )
-    execution: ExecutionSpec = knob(7, "Where store and registry are; its own folder is `serving` in the store.",
+    review: SpoolSpec | None = knob(
+        7, "Which answers are put aside for people (see `goldgate review`); none puts none aside.", default=SpoolSpec()
+    )
+    execution: ExecutionSpec = knob(8, "Where store and registry are; its own folder is `serving` in the store.",
                                     default_factory=ExecutionSpec)  # fmt: skip
 
     @model_validator(mode="after")

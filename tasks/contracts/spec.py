@@ -304,6 +304,12 @@ class DataSpec(Frozen):
     licence: str | None = knob(
         19, "Licence of the data (an SPDX id or words); kept likewise.", default=None, min_length=1
     )
+    also: tuple[str, ...] = knob(
+        20,
+        "Further files of rows with the same columns (JSONL), such as what reviews gave; one that is not there yet has "
+        "no rows.",
+        default=(),
+    )
 
     _read_off = field_validator("secrets", "personal_data", mode="before")(_off)
 
@@ -839,6 +845,68 @@ class EngineSpec(Frozen):
     )
 
 
+class ConfidenceSpec(Frozen):
+    """From where on an answer is trusted without a person."""
+
+    target_accuracy: float = knob(
+        0,
+        "Accuracy that answers above the threshold are shown to have; the others are reviewed.",
+        default=0.95,
+        gt=0.0,
+        lt=1.0,
+    )
+    alpha: float = knob(1, "Chance that they do not have it after all.", default=0.05, gt=0.0, le=0.5)
+    min_rows: int = knob(2, "Fewest dev rows to learn the scaling from.", default=100, ge=20, le=1_000_000)
+
+
+class CanarySpec(Frozen):
+    """A share of the traffic for a version on trial, and when it is taken back."""
+
+    share: float = knob(
+        0,
+        "Share of the keys (users, sessions) whose requests the version on trial answers.",
+        default=0.05,
+        gt=0.0,
+        le=0.9,
+    )
+    alpha: float = knob(
+        1,
+        "Chance that a version that is no worse is taken back, however long it runs and however often one looks.",
+        default=0.05,
+        gt=0.0,
+        le=0.5,
+    )
+    max_error_ratio: float = knob(
+        2, "How many times as often as with the live version may requests fail.", default=1.0, ge=1.0, le=100.0
+    )
+    max_slow_ratio: float = knob(
+        3,
+        "How many times as often may answers be slower than the live version's 95th percentile.",
+        default=1.25,
+        ge=1.0,
+        le=100.0,
+    )
+    max_unsure_ratio: float = knob(
+        4,
+        "How many times as often may answers be below their version's threshold of confidence.",
+        default=1.25,
+        ge=1.0,
+        le=100.0,
+    )
+    min_requests: int = knob(
+        5, "Requests that the version on trial answers before it may take over.", default=500, ge=1, le=10**9
+    )
+    min_hours: float = knob(6, "Shortest time that it is on trial.", default=1.0, ge=0.0, le=24.0 * 60)
+    max_hours: float = knob(
+        7, "Longest time that it waits for its requests; then it is refused, for want of evidence.", default=72.0,
+        gt=0.0, le=24.0 * 60,
+    )  # fmt: skip
+    slow_ms: float | None = knob(
+        8, "Answers that take longer are slow; none takes the live version's 95th percentile of the last requests.",
+        default=None, gt=0.0,
+    )  # fmt: skip
+
+
 class RolloutSettings(Frozen):
     """How what was promoted is brought into service: the part of a rollout that a task's configuration says."""
 
@@ -858,6 +926,12 @@ class RolloutSettings(Frozen):
     engine: EngineSpec = knob(3, "How the engine is run.", default=EngineSpec())
     drain_seconds: float = knob(
         4, "How long the engine that is not needed any more may finish its requests.", default=30.0, ge=0.0, le=3600.0
+    )
+    confidence: ConfidenceSpec = knob(
+        5, "Tasks with a closed answer: from where on an answer is trusted without a person.", default=ConfidenceSpec()
+    )
+    canary: CanarySpec | None = knob(
+        6, "A share of the traffic tries the version out before all of it moves; none moves all at once.", default=None
     )
 
 

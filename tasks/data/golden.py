@@ -22,7 +22,16 @@ from tasks.contracts.parse import problems
 from tasks.contracts.progress import Progress, ProgressListener, ignore_progress
 from tasks.contracts.references import GoldenSetRef, SuiteRef
 from tasks.contracts.rows import Row, read_rows, write_rows
-from tasks.contracts.spec import EvaluationSpec, GoldenSlice, GoldenSpec, RetrainSpec, SuiteSpec, TaskKind, TaskSpec
+from tasks.contracts.spec import (
+    DataSpec,
+    EvaluationSpec,
+    GoldenSlice,
+    GoldenSpec,
+    RetrainSpec,
+    SuiteSpec,
+    TaskKind,
+    TaskSpec,
+)
 from tasks.data.draw import stratum
 from tasks.data.duplicates import Named, find_duplicates
 from tasks.data.facts import RowChecks, facts_of, schema_check
@@ -119,7 +128,7 @@ def freeze(
             fix="keep it, or name another folder in `golden.path` to freeze a new one",
         )
     try:
-        source_digest = digest_source(spec.data)
+        source_digest = digest_source(_fair(spec.data))
         draft = draft_golden(spec, listener, planner, source_digest)
         _check_slices_are_filled(draft.parts, spec)
         show(draft)
@@ -166,13 +175,13 @@ def draft_golden(
         OSError: there is no room for temporary files.
     """
     check_slices(spec)
-    digest = digest_source(spec.data) if source_digest is None else source_digest
+    digest = digest_source(_fair(spec.data)) if source_digest is None else source_digest
     with tempfile.TemporaryDirectory(prefix="goldgate-golden-") as work:
         raw, valid = Path(work, "raw"), Path(work, "valid")
         raw.mkdir()
         valid.mkdir()
         listener(Progress(0, 4, "steps", "reading"))
-        ingest(spec.data, spec.task.kind, raw, expected_digest=digest)
+        ingest(_fair(spec.data), spec.task.kind, raw, expected_digest=digest)
         listener(Progress(1, 4, "steps", "checking"))
         validate(
             raw,
@@ -232,6 +241,11 @@ def choose(path: Path, spec: RetrainSpec, folder: Path, planner: Planner | None 
         left=len(kept) - drawn,
         notes=tuple(notes),
     )
+
+
+def _fair(data: DataSpec) -> DataSpec:
+    """The source without what was added later: reviews are of answers that a model was unsure of, no fair sample."""
+    return data.model_copy(update={"also": ()})
 
 
 def _leave_out_synthetic(path: Path, real: Path) -> int:

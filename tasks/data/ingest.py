@@ -9,7 +9,8 @@ to `unreadable.jsonl`, for the validation to count and quarantine.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,9 +22,21 @@ from tasks.data.sources.fields import RowMaker
 from tasks.data.sources.jsonl import read_jsonl
 from tasks.data.sources.label_studio import read_label_studio
 from tasks.data.sources.opening import Part
-from tasks.data.sources.parts import Source, digest_of, find_source, join_digests, no_rows
+from tasks.data.sources.parts import (
+    Source,
+    digest_of,
+    digest_part,
+    find_also,
+    find_source,
+    join_also,
+    join_digests,
+    missing_also,
+    no_rows,
+)
 from tasks.data.sources.record import Columns, Record, is_deep, name_value
 from tasks.data.sources.table import read_csv
+
+__all__ = ["ROWS", "UNREADABLE", "Ingested", "digest_source", "ingest", "missing_also", "source_format"]
 
 ROWS = "rows.jsonl"
 UNREADABLE = "unreadable.jsonl"
@@ -48,12 +61,14 @@ def source_format(data: DataSpec) -> DataFormat:
 
 
 def digest_source(data: DataSpec) -> str:
-    """sha256 of the source's bytes; of a folder over the names and bytes of its parts.
+    """sha256 of the source's bytes; of a folder over the names and bytes of its parts; `data.also` counts where it has
+    rows.
 
     Raises:
         DataError: it does not exist, its format is unknown, it is empty, or it may not be read.
     """
-    return digest_of(find_source(data))
+    source = find_source(data)
+    return join_also(digest_of(source), [digest_part(part) for part in find_also(data, source)])
 
 
 def ingest(
@@ -68,7 +83,8 @@ def ingest(
     A line of `unreadable.jsonl` is `{"line", "id", "reasons", "record"}`, and `"source"` where there are several parts.
     Blank lines of JSONL and CSV hold no row. A row without an id gets `sha-` and the first 16 digits of its content's
     sha256, so the same content has the same id in every file. A row of a folder of parts has its part's name as its
-    source, unless `data.source_field` says another.
+    source, unless `data.source_field` says another. Files of `data.also` are read like further parts, after the source;
+    one that is not there has no rows.
 
     Args:
         data: where the rows are.
@@ -85,15 +101,18 @@ def ingest(
     source = find_source(data)
     columns = Columns(data)
     maker = RowMaker(data, kind)
+    also = find_also(data, source)
     digests: dict[str, str] = {}
+    digests_also: list[str] = []
     rows = unreadable = 0
-    size = source.size
+    size = source.size + sum(part.size for part in also)
     with (
         (folder / ROWS).open("w", encoding="utf-8", newline="\n") as good,
         # Half a surrogate pair has no UTF-8; written as the escape `\udXXX` it is valid JSON again.
         (folder / UNREADABLE).open("w", encoding="utf-8", errors="backslashreplace", newline="\n") as bad,
     ):
-        for record, part, position in _read(source, data, kind, columns, digests):
+        read = chain(_read(source, data, kind, columns, digests), _read_also(also, source.size, columns, digests_also))
+        for record, part, position in read:
             row, reasons = maker.make(record, part)
             if row is not None:
                 good.write(row.to_json() + "\n")
@@ -103,7 +122,7 @@ def ingest(
                 unreadable += 1
             if (rows + unreadable) % _REPORT_EVERY == 0:
                 listener(Progress(position / 2**20, max(size, position) / 2**20, "MB", f"{rows + unreadable:,} rows"))
-    if expected_digest is not None and join_digests(source, digests) != expected_digest:
+    if expected_digest is not None and join_also(join_digests(source, digests), digests_also) != expected_digest:
         raise DataError(
             "The data source changed between the taking of its digest and the end of its reading.",
             where=data.source,
@@ -152,6 +171,23 @@ def _read(
             yield record, name, before + position
         if not empty:  # Spark writes parts without rows too
             columns.end_part(part.shown, has_header=has_header)
+        before += part.size
+
+
+def _read_also(
+    parts: Sequence[Part], before: int, columns: Columns, digests: list[str]
+) -> Iterator[tuple[Record, str | None, int]]:
+    """Records of further files, which stand alone as rows of JSON Lines do; their digests are added."""
+    for part in parts:
+        columns.start_part()
+        found: dict[str, str] = {}
+        empty = True
+        for record, position in read_jsonl(part, columns, found):
+            empty = False
+            yield record, part.name, before + position
+        if not empty:
+            columns.end_part(part.shown, has_header=False)
+        digests.append(found[part.name])
         before += part.size
 
 

@@ -16,7 +16,7 @@ from tasks.contracts.numbers import moment
 from tasks.contracts.prompt import tuned_prompt
 from tasks.contracts.references import BaseModelRef, GoldenSetRef, RawDatasetRef, SplitsRef, SuiteRef, ValidDatasetRef
 from tasks.contracts.spec import EvaluationSpec, RetrainSpec
-from tasks.runtime import open_store, progress_of, say_done
+from tasks.runtime import open_store, progress_of, say, say_done
 from tasks.store import Artefact, Store, fingerprint
 
 # What of the data's specification the validation depends on.
@@ -54,12 +54,14 @@ def open_suites(spec: RetrainSpec) -> tuple[SuiteRef, ...]:
 @task(name="ingest", persist_result=False, cache_policy=NO_CACHE)
 def ingest_dataset(spec: RetrainSpec) -> RawDatasetRef:
     """Read the source into rows."""
-    from tasks.data.ingest import digest_source, ingest, source_format
+    from tasks.data.ingest import digest_source, ingest, missing_also, source_format
 
     data, kind = spec.data, spec.task.kind
-    config = data.model_dump(mode="json", exclude={"source", "format", "provenance", "licence", *_JUDGED_BY})
+    config = data.model_dump(mode="json", exclude={"source", "format", "provenance", "licence", "also", *_JUDGED_BY})
     config |= {"format": source_format(data), "kind": kind}
     digest = digest_source(data)
+    for uri in missing_also(data):
+        say("ingest", f"{uri} of `data.also` is not there yet, so it has no rows")
     with progress_of("ingest") as listener:
         artefact = open_store(spec.execution).produce(
             "ingest",

@@ -12,6 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from tasks.contracts.confidence import TRUST_FILE, TrustRef
 from tasks.contracts.errors import CertificateError, RegistryError
 from tasks.contracts.prompt import decoding_for
 from tasks.contracts.references import (
@@ -25,7 +26,7 @@ from tasks.contracts.references import (
     VerdictRef,
 )
 from tasks.contracts.spec import DataSpec, ExecutionSpec, RetrainSpec
-from tasks.registry.add import NewVersion, add_version, let_wait, move_aliases
+from tasks.registry.add import TRUST, TRUST_DIGEST, NewVersion, add_version, let_wait, move_aliases
 from tasks.registry.versions import (
     CHAMPION,
     PREVIOUS,
@@ -66,6 +67,7 @@ def register(
     spec: RetrainSpec,
     *,
     waits: bool = False,
+    trust: TrustRef | None = None,
 ) -> RegisteredModelRef:
     """Register the candidate that a certificate releases, and make it champion, or let it wait for its rollout.
 
@@ -80,6 +82,8 @@ def register(
         spec: gives the registered model's name, the task, the length of answers, what is said of the data, and where
             the registry is.
         waits: it gets the alias `promoted`; `champion` moves when it is rolled out.
+        trust: how far its answers are trusted; goes with the version. A version that was made before keeps what it has
+            (`has_trust`), since its files never change.
 
     Raises:
         CertificateError: the certificate is about another model or another verdict, says something else of the data,
@@ -91,6 +95,7 @@ def register(
     """
     store = Store(spec.execution.store)
     files = _checked(verdict, certificate, trained, store, spec.data)
+    trust_file = _trust_file(trust, store) if trust is not None else None
     client = connect(spec.execution)
     with registry_errors(spec.execution):
         found = _check_registry(client, verdict, trained, spec.name)
@@ -107,12 +112,15 @@ def register(
                     "verdict": files.verdict,
                     "certificate": files.certificate,
                     "evidence": files.evidence,
+                    **({TRUST: trust_file} if trust_file is not None else {}),
                 },
-                tags=version_tags(verdict, certificate, trained, spec.data),
+                tags=version_tags(verdict, certificate, trained, spec.data)
+                | ({TRUST_DIGEST: digest_file(trust_file)} if trust_file is not None else {}),
                 description=describe(verdict.verdict, certificate.release, spec.data),
             )
-            # The certificate is part of the key: what a killed call has uploaded holds that one and no other.
-            key = sha256(f"register {trained.merged_digest} {verdict.digest} {certificate.digest}".encode()).hexdigest()
+            # Certificate and trust are part of the key: what a killed call has uploaded holds these and no others.
+            about = [trained.merged_digest, verdict.digest, certificate.digest, *([trust.digest] if trust else [])]
+            key = sha256(f"register {' '.join(about)}".encode()).hexdigest()
             title = f"register {trained.merged_digest[:8]}"
             found = add_version(spec.execution, spec.name, title, new, key=key)
         version = str(found.version)
@@ -127,6 +135,24 @@ def register(
         digest=trained.merged_digest,
         previous_version=previous,
     )
+
+
+def has_trust(registered: RegisteredModelRef, trust: TrustRef, execution: ExecutionSpec) -> bool:
+    """Whether this is the trust that a version was registered with.
+
+    Raises:
+        RegistryError: MLflow refuses.
+        StoreError: the trust's file was changed.
+        ServiceError: MLflow cannot be reached.
+    """
+    client = connect(execution)
+    with registry_errors(execution):
+        kept = client.get_model_version(registered.name, registered.version).tags.get(TRUST_DIGEST)
+    return kept == digest_file(_trust_file(trust, Store(execution.store)))
+
+
+def _trust_file(trust: TrustRef, store: Store) -> Path:
+    return store.files(store.open(trust.uri)) / TRUST_FILE
 
 
 def rollback(name: str, execution: ExecutionSpec, reason: str) -> RegisteredModelRef:

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from tasks.contracts.confidence import LearntTrust
 from tasks.contracts.errors import RegistryError
-from tasks.contracts.serving import Aliases, Intent, VersionRef
+from tasks.contracts.serving import Aliases, Intent, Trust, VersionRef
 from tasks.contracts.spec import ExecutionSpec
+from tasks.registry.add import TRUST, TRUST_DIGEST
 from tasks.registry.versions import (
     CHAMPION,
     PREVIOUS,
@@ -26,7 +28,8 @@ from tasks.registry.versions import (
     registry_errors,
     release_of,
 )
-from tasks.tracking import MERGED_DIGEST, connect, registered_files
+from tasks.store import digest_file
+from tasks.tracking import MERGED_DIGEST, RegisteredFiles, connect, registered_files
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -41,8 +44,8 @@ def resolve_version(name: str, version: str | None, execution: ExecutionSpec) ->
 
     Raises:
         ModelError: there is no such version.
-        RegistryError: none waits, it was not registered by Goldgate, or its verdict was not reached against today's
-            champion.
+        RegistryError: none waits, it was not registered by Goldgate, its verdict was not reached against today's
+            champion, or what was learnt of its confidence was changed.
         ServiceError: MLflow cannot be reached.
     """
     client = connect(execution)
@@ -85,6 +88,7 @@ def resolve_version(name: str, version: str | None, execution: ExecutionSpec) ->
         prompt=served.prompt,
         decoding=served.decoding,
         certified=certified,
+        trust=_trust(files, uri),
     )
 
 
@@ -157,6 +161,23 @@ def refuse_version(intent: Intent, execution: ExecutionSpec) -> None:
         client.set_model_version_tag(name, version, ROLLOUT_REFUSED, mark.model_dump_json())
         if aliases_of(client, name).get(PROMOTED) == version:
             _name(client, name, PROMOTED, None)
+
+
+def _trust(files: RegisteredFiles, uri: str) -> Trust | None:
+    """How far the version's answers are trusted; None where it was registered without."""
+    path, expected = files.artifacts.get(TRUST), files.tags.get(TRUST_DIGEST)
+    if path is None and expected is None:
+        return None
+    try:
+        if path is None or digest_file(path) != expected:
+            raise ValueError(f"its sha256 is not the one that the tag {TRUST_DIGEST} says")
+        return Trust.of(LearntTrust.model_validate_json(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise RegistryError(
+            f"The version does not say how far its answers are trusted: {error}",
+            where=uri,
+            fix="restore its file trust.json from a copy",
+        ) from error
 
 
 def _name(client: MlflowClient, name: str, alias: str, version: str | None) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from tasks.contracts.confidence import TrustRef
 from tasks.contracts.references import (
     CertificateRef,
     RegisteredModelRef,
@@ -90,15 +91,20 @@ def read_aliases(name: str, spec: RolloutSpec) -> Aliases:
 
 @task(name="register", persist_result=False, cache_policy=NO_CACHE)
 def register_champion(
-    verdict: VerdictRef, certificate: CertificateRef, trained: TrainedModelRef, spec: RetrainSpec
+    verdict: VerdictRef,
+    certificate: CertificateRef,
+    trained: TrainedModelRef,
+    spec: RetrainSpec,
+    trust: TrustRef | None = None,
 ) -> RegisteredModelRef:
     """Register the certified candidate and make it champion, or let it wait for its rollout."""
-    from tasks.registry.register import register
+    from tasks.registry.register import has_trust, register
 
-    registered = register(verdict, certificate, trained, spec, waits=spec.rollout is not None)
+    registered = register(verdict, certificate, trained, spec, waits=spec.rollout is not None, trust=trust)
     previous = f", before it v{registered.previous_version}" if registered.previous_version else ""
     forced = f", FORCED by {certificate.release.by}" if certificate.release.kind is ReleaseKind.FORCED else ""
-    say_done(
-        "register", f"{registered.name} v{registered.version} is {registered.alias}{forced}{previous}", reused=False
-    )
+    said = f"{registered.name} v{registered.version} is {registered.alias}{forced}{previous}"
+    if trust is not None and not has_trust(registered, trust, spec.execution):
+        said += "; it was registered before, and keeps what was known of its confidence then, or that nothing was"
+    say_done("register", said, reused=False)
     return registered

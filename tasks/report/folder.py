@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import fsspec
 
+from tasks.contracts.confidence import TRUST_FILE, LearntTrust, TrustRef
 from tasks.contracts.errors import StoreError
 from tasks.contracts.references import (
     EvaluationRef,
@@ -38,7 +39,8 @@ from tasks.store import Store
 class Run(NamedTuple):
     """The references of a whole run, from rows to what followed from the verdict.
 
-    `links` maps what a page is called to its address; `champion_release` is how the baseline came to be champion.
+    `links` maps what a page is called to its address; `champion_release` is how the baseline came to be champion;
+    `trust` is what dev has shown of the candidate's confidence.
     """
 
     spec: RetrainSpec
@@ -53,6 +55,7 @@ class Run(NamedTuple):
     registered: RegisteredModelRef | None
     links: Mapping[str, str]
     champion_release: Placed | None = None
+    trust: TrustRef | None = None
 
 
 def write_folder(store: Store, run: Run) -> str:
@@ -117,7 +120,20 @@ def gather(store: Store, run: Run, created: datetime, folder: str) -> ReportData
         links=run.links,
         champion_release=run.champion_release,
         retrain_noise=None if noise is None else noise.sentence(),
+        trust=read_trust(store, run.trust),
     )
+
+
+def read_trust(store: Store, trust: TrustRef | None) -> LearntTrust | None:
+    """What dev has shown of the candidate's confidence; None where that was not asked.
+
+    Raises:
+        StoreError: its file is gone or was changed.
+    """
+    if trust is None:
+        return None
+    path = store.files(store.open(trust.uri)) / TRUST_FILE
+    return LearntTrust.model_validate_json(path.read_text(encoding="utf-8"))
 
 
 def _write_local(folder: Path, files: Mapping[str, str]) -> str:

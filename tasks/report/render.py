@@ -10,6 +10,7 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from tasks.contracts.confidence import LearntTrust
 from tasks.contracts.numbers import items, level, metric_name, moment, p_words, percent, points
 from tasks.contracts.references import (
     EvaluationSummary,
@@ -26,6 +27,7 @@ from tasks.contracts.references import (
 )
 from tasks.contracts.spec import RetrainSpec, TaskKind
 from tasks.report import views, words
+from tasks.report.confidence import confidence_view
 from tasks.report.forest import Forest, Mark, alone, forest, primary_values
 from tasks.report.summary import hangs_on, lost_most, next_steps, requirement_table, what_would_change
 from tasks.report.views import CurvePoint, Funnel
@@ -45,6 +47,7 @@ class ReportData:
         champion_release: how the baseline came to be champion; None where it is no champion, or nobody knows.
         evidence: folder with the verdict and both models' outcomes.
         links: what a page is called to its address (MLflow run, Data Docs).
+        trust: what dev has shown of the candidate's confidence; None where that was not asked.
     """
 
     spec: RetrainSpec
@@ -64,6 +67,7 @@ class ReportData:
     links: Mapping[str, str]
     champion_release: words.Placed | None = None
     retrain_noise: str | None = None
+    trust: LearntTrust | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +143,7 @@ def render_report(data: ReportData) -> str:
         self_test=words.self_test_sentence(verdict.self_test) if verdict.self_test and numbers else "",
         curves=views.curves(data.curves),
         funnel=views.funnel_steps(data.funnel),
+        confidence=confidence_view(data.trust) if data.trust is not None else None,
     )
 
 

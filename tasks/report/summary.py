@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from tasks.contracts.confidence import LearntTrust
 from tasks.contracts.numbers import items, metric_name, p_words, percent, place, points
 from tasks.contracts.references import (
     EvaluationRef,
@@ -18,6 +19,7 @@ from tasks.contracts.references import (
     Status,
     Verdict,
 )
+from tasks.report.confidence import confidence_lines
 from tasks.report.words import (
     Placed,
     about,
@@ -243,8 +245,9 @@ def verdict_markdown(
     *,
     folder: str = "",
     champion_release: Placed | None = None,
+    trust: LearntTrust | None = None,
 ) -> str:
-    """The verdict as Markdown, for the page of the run."""
+    """The verdict as Markdown, for the page of the run; with `trust`, also what the candidate's confidence is worth."""
     word = state_word(verdict, release)
     lines = [f"# {word}", "", f"**{verdict.reasons[0]}**", ""]
     if word != outcome_word(verdict.outcome):
@@ -265,6 +268,8 @@ def verdict_markdown(
     lines += [f"**Looks.** {' '.join([*look_sentences(verdict), *budget_sentences(verdict)])}", ""]
     if verdict.self_test is not None and not verdict.withheld:
         lines += [f"**Self-test.** {self_test_sentence(verdict.self_test)}", ""]
+    if trust is not None:
+        lines += confidence_lines(trust)
     lines.append(f"Baseline: {verdict.baseline.label}. Candidate: {verdict.candidate.label}.")
     if not verdict.withheld:
         lines[-1] += f" {items(verdict.n, verdict.groups)}, one-sided {p_words(verdict.p_value)}."

@@ -18,7 +18,9 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 
 from tasks.contracts.errors import GoldgateError, SpecError, StoreError
-from tasks.contracts.serving import Intent, Phase, Traffic, VersionRef
+from tasks.contracts.observe import CanaryFinding, CanaryState
+from tasks.contracts.serving import Canary, Intent, Phase, Shadow, Traffic, VersionRef
+from tasks.contracts.spec import CanarySpec
 from tasks.serving.durable import sync_folder, write_durably
 
 FINAL = frozenset({Phase.DONE, Phase.REFUSED, Phase.UNDONE})
@@ -57,6 +59,13 @@ class Held(NamedTuple):
     lease_left: float
 
 
+class Change(NamedTuple):
+    """Which change does something, and who works on it."""
+
+    id: str
+    holder: str
+
+
 class RolledBack(NamedTuple):
     """What a rollback has done: its open record, and where requests go now."""
 
@@ -87,6 +96,7 @@ class Books:
         clock: Callable[[], float] = time.monotonic,
         now: Callable[[], datetime] = _utc_now,
     ) -> None:
+        self.folder = folder
         self._traffic_folder, self._intents_folder = folder / "traffic", folder / "intents"
         self._clock, self._now = clock, now
         self._lock = threading.RLock()
@@ -119,12 +129,8 @@ class Books:
         return [self._traffic[name] for name in sorted(self._traffic)]
 
     def names_of(self, engine: str) -> list[str]:
-        """The names whose live or previous engine this is; such an engine must not be ended."""
-        return [
-            traffic.name
-            for traffic in self.all_traffic()
-            if engine in {version.engine for version in (traffic.live, traffic.previous) if version is not None}
-        ]
+        """The names that need this engine: live, previous, on trial or as a shadow; it must not be ended."""
+        return [traffic.name for traffic in self.all_traffic() if engine in engines_of(traffic)]
 
     def release(self, engine: str, end: Callable[[], Result]) -> Result:
         """Have an engine ended that no name means; none can come to mean it meanwhile.
@@ -142,7 +148,7 @@ class Books:
                 raise ConflictError(
                     f"This engine serves {', '.join(names)}, or is kept warm for a rollback.",
                     where=engine,
-                    fix="move traffic away from it first",
+                    fix="move traffic away from it first; a shadow is ended by `goldgate shadow NAME --end`",
                 )
             return end()
 
@@ -156,10 +162,12 @@ class Books:
         by: str,
         why: str,
         ready: Callable[[VersionRef], bool],
+        change: Change | None = None,
     ) -> Traffic:
-        """Let a name mean another engine, if it still means what the caller thinks it does.
+        """Let a name mean another engine, if it still means what the caller thinks it does; a canary ends with that.
 
-        Asked for what is so already, it changes nothing, so a call whose answer was lost can be made again.
+        Asked for what is so already, it changes nothing, so a call whose answer was lost can be made again. A shadow
+        goes on, unless it is the version that answers from now on.
 
         Args:
             name: what requests call the model.
@@ -169,10 +177,11 @@ class Books:
             by: who changes it.
             why: why.
             ready: whether a version's engine answers now.
+            change: that this is a step of; None is allowed only while no change is open.
 
         Raises:
             SpecError: the name is none, or a version is of another model.
-            ConflictError: the revision is another, or the live version's engine is not ready.
+            ConflictError: the revision is another, the live version's engine is not ready, or another change is open.
             StoreError: it cannot be written; nothing has changed then.
         """
         _check_name(name)
@@ -185,18 +194,146 @@ class Books:
                 )
         with self._lock:
             now = self._traffic.get(name)
-            if now is not None and (now.live, now.previous) == (live, previous):
+            if now is not None and (now.live, now.previous, now.canary) == (live, previous, None):
                 return now
-            revision = now.revision if now is not None else 0
-            if from_revision != revision:
-                raise ConflictError(
-                    f"Traffic of {name} is at revision {revision}, not {from_revision}: somebody else has changed it.",
-                    where=name,
-                    fix="read it again and decide anew",
-                    more={"traffic": now.model_dump(mode="json") if now is not None else None},
-                )
+            self._check_nobody_else(name, change)
+            _check_revision(name, now, from_revision)
             _check_ready(live, ready)
-            return self._write_traffic(name, live, previous, revision=revision + 1, by=by, why=why)
+            return self._write_traffic(name, live, previous, shadow=_shadow_of(now, live), by=by, why=why)
+
+    # -- a canary and a shadow --------------------------------------------------------------------------------------
+
+    def begin_canary(
+        self,
+        name: str,
+        spec: CanarySpec,
+        slow_above_ms: float,
+        *,
+        change: Change,
+        from_revision: int,
+        ready: Callable[[VersionRef], bool],
+    ) -> Traffic:
+        """Let the version that an open rollout has checked answer a share of the requests; begun twice, once.
+
+        Args:
+            name: what requests call the model.
+            spec: the share, and when it is taken back.
+            slow_above_ms: from here on an answer is slow.
+            change: the rollout. Its id is the salt by which keys are drawn.
+            from_revision: the revision of traffic that the caller has read.
+            ready: whether a version's engine answers now.
+
+        Raises:
+            AbsentError: nothing answers under this name, so there is nothing to try it beside.
+            ConflictError: the rollout is not open, another holds it, it has not been checked or is moving already; its
+                version answers anyway or is not ready; or the revision is another.
+            StoreError: it cannot be written; it has not begun then.
+        """
+        with self._lock:
+            intent = self._check_held(name, change)
+            now = self._there(name)
+            if now.canary is not None and now.canary.salt == change.id:
+                return now
+            if intent.phase is not Phase.CHECKED or intent.kind != "rollout":
+                raise ConflictError(
+                    f"A {intent.kind} that is {intent.phase.value} has no version to try out.",
+                    where=name,
+                    fix="begin a canary once the version was checked, and before traffic moves",
+                    more=self._shown(intent),
+                )
+            if intent.to.engine == now.live.engine:
+                raise ConflictError(f"{intent.to.label} answers already.", where=name, fix="leave the canary out")
+            _check_revision(name, now, from_revision)
+            _check_ready(intent.to, ready)
+            canary = Canary(
+                version=intent.to, spec=spec, salt=change.id, since=self._now(),
+                state=CanaryState(slow_above_ms=slow_above_ms),
+            )  # fmt: skip
+            return self._change_traffic(
+                now, canary=canary, by=intent.by, why=f"{spec.share:.2%} of the keys try {intent.to.label} out"
+            )
+
+    def end_canary(self, name: str, change: Change) -> Traffic:
+        """Let the version on trial answer no more; where none is, nothing changes.
+
+        Raises:
+            AbsentError: nothing answers under this name.
+            ConflictError: the change is not open, or another holds it.
+            StoreError: it cannot be written; it goes on then.
+        """
+        with self._lock:
+            intent = self._check_held(name, change)
+            now = self._there(name)
+            if now.canary is None:
+                return now
+            return self._change_traffic(
+                now, canary=None, by=intent.by, why=f"the trial of {now.canary.version.label} has ended"
+            )
+
+    def note_canary(self, name: str, salt: str, state: CanaryState, finding: CanaryFinding | None) -> bool:
+        """Keep what has happened to a canary; that is no change of traffic, so its revision stays.
+
+        Returns:
+            Whether there is still such a canary.
+
+        Raises:
+            StoreError: it cannot be written.
+        """
+        with self._lock:
+            now = self._traffic.get(name)
+            if now is None or now.canary is None or now.canary.salt != salt:
+                return False
+            canary = now.canary.model_copy(update={"state": state, "finding": finding})
+            self._keep_traffic(now.model_copy(update={"canary": canary}))
+            return True
+
+    def begin_shadow(self, name: str, shadow: Shadow, *, from_revision: int, by: str) -> Traffic:
+        """Have another version, or a vendor, answer a share of the requests unseen.
+
+        Raises:
+            AbsentError: nothing answers under this name.
+            SpecError: it is no version of this model, or none and no vendor.
+            ConflictError: it is what answers already, there is another shadow, or the revision is another.
+            StoreError: it cannot be written.
+        """
+        with self._lock:
+            now = self._there(name)
+            if now.shadow is not None:
+                if now.shadow.id == shadow.id:
+                    return now
+                raise ConflictError(
+                    f"{name} has a shadow already, since {now.shadow.since:%Y-%m-%d %H:%M} UTC.",
+                    where=name,
+                    fix=f"end it first: `goldgate shadow {name} --end`",
+                )
+            if (shadow.version is None) == (shadow.vendor is None):
+                raise SpecError("A shadow is a version or a vendor.", where=name, fix="give one of the two")
+            if shadow.version is not None and shadow.version.name != name:
+                raise SpecError(
+                    f"{shadow.version.label} is a version of another model.", where=name, fix=f"name one of {name}"
+                )
+            if shadow.version is not None and shadow.version.engine == now.live.engine:
+                raise ConflictError(
+                    f"{shadow.version.label} is what answers; it cannot be compared with itself.",
+                    where=name,
+                    fix="name another version",
+                )
+            _check_revision(name, now, from_revision)
+            what = shadow.version.label if shadow.version is not None else f"{shadow.vendor and shadow.vendor.model}"
+            return self._change_traffic(now, shadow=shadow, by=by, why=f"{what} answers unseen")
+
+    def end_shadow(self, name: str, *, by: str) -> Traffic:
+        """Let nothing answer unseen any more; where nothing does, nothing changes.
+
+        Raises:
+            AbsentError: nothing answers under this name.
+            StoreError: it cannot be written.
+        """
+        with self._lock:
+            now = self._there(name)
+            if now.shadow is None:
+                return now
+            return self._change_traffic(now, shadow=None, by=by, why="the shadow has ended")
 
     # -- intents --------------------------------------------------------------------------------------------------
 
@@ -338,8 +475,8 @@ class Books:
     ) -> RolledBack:
         """Let the previous version answer again, now; what else has to move is left to the caller, in an open intent.
 
-        A rollout that has moved nothing yet is taken back. A rollback that was left half-done is gone on with, so
-        asking twice does not swap twice.
+        A rollout that has moved nothing yet is taken back, and its canary with it. A rollback that was left half-done
+        is gone on with, so asking twice does not swap twice.
 
         Raises:
             AbsentError: nothing was rolled out under this name.
@@ -383,21 +520,52 @@ class Books:
             self._lease(name, lease_seconds)
             if traffic.live != to:
                 traffic = self._write_traffic(
-                    name, to, traffic.live, revision=traffic.revision + 1, by=by, why=f"rollback: {why}"
+                    name, to, traffic.live, shadow=_shadow_of(traffic, to), by=by, why=f"rollback: {why}"
                 )
             return RolledBack(intent, traffic)
 
     # -- inside ---------------------------------------------------------------------------------------------------
 
     def _write_traffic(
-        self, name: str, live: VersionRef, previous: VersionRef | None, *, revision: int, by: str, why: str
+        self, name: str, live: VersionRef, previous: VersionRef | None, *, shadow: Shadow | None, by: str, why: str
     ) -> Traffic:
-        traffic = Traffic(
-            name=name, live=live, previous=previous, revision=revision, by=by, why=why, at=self._now()
+        now = self._traffic.get(name)
+        revision = now.revision + 1 if now is not None else 1
+        return self._keep_traffic(
+            Traffic(
+                name=name, live=live, previous=previous, shadow=shadow, revision=revision, by=by, why=why,
+                at=self._now(),
+            )
         )  # fmt: skip
-        _write(self._traffic_folder / f"{name}.json", traffic)
-        self._traffic = {**self._traffic, name: traffic}  # readers hold no lock: they see the one or the other
+
+    def _change_traffic(self, now: Traffic, **changes: Any) -> Traffic:
+        return self._keep_traffic(now.model_copy(update={"revision": now.revision + 1, "at": self._now(), **changes}))
+
+    def _keep_traffic(self, traffic: Traffic) -> Traffic:
+        _write(self._traffic_folder / f"{traffic.name}.json", traffic)
+        self._traffic = {**self._traffic, traffic.name: traffic}  # readers hold no lock: they see the one or the other
         return traffic
+
+    def _there(self, name: str) -> Traffic:
+        now = self._traffic.get(name)
+        if now is None:
+            raise AbsentError(f"Nothing was rolled out as {name[:80]}.", where=name[:80], fix="check the name")
+        return now
+
+    def _check_nobody_else(self, name: str, change: Change | None) -> None:
+        """Only whoever holds the open change moves what it moves."""
+        now = self._current(name)
+        if change is not None:
+            self._check_held(name, change)
+        elif now is not None:
+            raise self._other_is_open(now)
+
+    def _check_held(self, name: str, change: Change) -> Intent:
+        now = self._current(name)
+        if now is None or now.id != change.id:
+            raise self._not_open(name, change.id, None)
+        self._check_holder(now, change.holder)
+        return now
 
     def _current(self, name: str) -> Intent | None:
         """The open change; one that was closed but could not be put away is put away first."""
@@ -471,6 +639,31 @@ def _check_name(name: str) -> None:
             f"{name[:80]!r} is no name of a model.",
             where="name",
             fix="use small letters, digits, - and _, a letter first, 63 characters at most",
+        )
+
+
+def engines_of(traffic: Traffic) -> set[str]:
+    """The engines that a name needs: the one that answers, the one that is kept warm, and those beside them."""
+    beside = (traffic.canary, traffic.shadow)
+    versions = (traffic.live, traffic.previous, *(one.version for one in beside if one is not None))
+    return {version.engine for version in versions if version is not None}
+
+
+def _shadow_of(traffic: Traffic | None, live: VersionRef) -> Shadow | None:
+    """The shadow that goes on when `live` answers: a version is not compared with itself."""
+    shadow = traffic.shadow if traffic is not None else None
+    itself = shadow is not None and shadow.version is not None and shadow.version.engine == live.engine
+    return None if itself else shadow
+
+
+def _check_revision(name: str, now: Traffic | None, from_revision: int) -> None:
+    revision = now.revision if now is not None else 0
+    if from_revision != revision:
+        raise ConflictError(
+            f"Traffic of {name} is at revision {revision}, not {from_revision}: somebody else has changed it.",
+            where=name,
+            fix="read it again and decide anew",
+            more={"traffic": now.model_dump(mode="json") if now is not None else None},
         )
 
 

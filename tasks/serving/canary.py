@@ -23,7 +23,8 @@ single coin, and that is all that the test takes (`Firsts`). Where the canary is
 used up sooner, and later coins fall on the canary more often; but never have more of its keys been counted than if both
 were alike, and the e-value grows with these alone, so the promise stays.
 
-A gateway calls this for every request, so it is plain arithmetic.
+A gateway calls this for every request, so it is plain arithmetic: `count_request` and `is_worse` take microseconds;
+`judge_canary` searches intervals, takes milliseconds, and is for when there is something to say.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ _HASHES = 2**64
 # Many cost little (the logarithm of how many they are); without small ones a small excess would never be found.
 _MULTIPLES = (1.05, 1.1, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 30.0, 100.0)
 _QUALITIES = ("errors", "slow", "unsure")
+_MARK_BYTES = 9  # the quality, and half of a hash
 _RATIO_ENDS = (1e-4, 1e4)  # of a ratio that is searched
 _BRAKE_REQUESTS = 20
 _BRAKE_SHARE = 0.5
@@ -77,6 +79,7 @@ class Firsts:
         """Remember up to `room` keys for each quality (about 100 bytes a key)."""
         self._room = room
         self._seen: dict[str, set[int]] = {}
+        self._new = bytearray()
 
     @property
     def full(self) -> bool:
@@ -90,7 +93,19 @@ class Firsts:
         if mark in keys or len(keys) >= self._room:
             return False
         keys.add(mark)
+        self._new += bytes([_QUALITIES.index(quality)]) + mark.to_bytes(8, "big")
         return True
+
+    def take_new(self) -> bytes:
+        """What has come to be known since the last call, nine bytes a key; to be read by `know` after a restart."""
+        new, self._new = bytes(self._new), bytearray()
+        return new
+
+    def know(self, marks: bytes) -> None:
+        """Remember what `take_new` gave; what a kill has cut off at the end is left out."""
+        for at in range(0, len(marks) - _MARK_BYTES + 1, _MARK_BYTES):
+            quality = _QUALITIES[marks[at]]
+            self._seen.setdefault(quality, set()).add(int.from_bytes(marks[at + 1 : at + _MARK_BYTES], "big"))
 
 
 # -- what has happened ------------------------------------------------------------------------------------------------
@@ -165,6 +180,20 @@ def _with_one_more(counts: tuple[ShareCounts, ...], canary: bool, share: float) 
 # -- whether it is worse ----------------------------------------------------------------------------------------------
 
 
+def is_worse(state: CanaryState, spec: CanarySpec) -> bool:
+    """Whether `judge_canary` would take it back: the same verdict without its intervals, in microseconds."""
+    needed = math.log(len(_QUALITIES) / spec.alpha)
+    allowed = (spec.max_error_ratio, spec.max_slow_ratio, spec.max_unsure_ratio)
+    return _brakes(state) or any(
+        log_e_value(getattr(state, quality), ratio) >= needed
+        for quality, ratio in zip(_QUALITIES, allowed, strict=True)
+    )
+
+
+def _brakes(state: CanaryState) -> bool:
+    return state.canary_requests >= _BRAKE_REQUESTS and state.canary_failed > _BRAKE_SHARE * state.canary_requests
+
+
 def judge_canary(state: CanaryState, spec: CanarySpec) -> CanaryFinding:
     """Whether the canary is shown to be worse than allowed. May be asked after every request.
 
@@ -179,7 +208,7 @@ def judge_canary(state: CanaryState, spec: CanarySpec) -> CanaryFinding:
         for quality, ratio in zip(_QUALITIES, allowed, strict=True)
     )
     reasons = [_reason(one, state) for one in qualities if one.exceeded]
-    if state.canary_requests >= _BRAKE_REQUESTS and state.canary_failed > _BRAKE_SHARE * state.canary_requests:
+    if _brakes(state):
         reasons.append(
             f"{state.canary_failed:,} of the canary's {state.canary_requests:,} requests failed, more than half (the "
             f"live version: {state.live_failed:,} of {state.live_requests:,})."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import statistics
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
@@ -17,6 +18,7 @@ from tasks.contracts.rows import Row, read_rows
 from tasks.contracts.serving import CheckResult, ItemParity, Proof, RolloutSpec, VersionRef
 from tasks.contracts.spec import GoldenSpec
 from tasks.serving.client import Served
+from tasks.serving.trust import sureness
 from tasks.store import digest_file
 
 _ITEMS = "items.jsonl"
@@ -24,6 +26,7 @@ _MANIFEST = "golden.json"
 _FAILURES = 3  # questions without an answer, after which no more is asked: each can take minutes
 _SHOWN = 20  # differences that are kept; the counts say how many there are
 _LONGEST = 200  # characters of an answer that are kept
+_SIDES = 0.1  # largest share of the items that may be on the other side of the threshold than when they were evaluated
 
 
 class SmokeItem(NamedTuple):
@@ -32,10 +35,19 @@ class SmokeItem(NamedTuple):
     Attributes:
         row: the item.
         evaluated: what the model answered when it was evaluated; None where there is no certificate to say so.
+        confidence: how sure it was then, as the model gives it; None where its engine did not say.
     """
 
     row: Row
     evaluated: str | None
+    confidence: float | None = None
+
+
+class _Evaluated(NamedTuple):
+    """What the model answered when it was evaluated, and how sure it was."""
+
+    answer: str
+    confidence: float | None
 
 
 class Reply(NamedTuple):
@@ -90,7 +102,7 @@ def draw_smoke_items(golden: GoldenSpec, proof: Proof | None, count: int) -> tup
             where=proof.outcomes,
             fix="do not use this version; whoever signed must say how this came about",
         )
-    return tuple(SmokeItem(row, answers[row.id]) for row in drawn)
+    return tuple(SmokeItem(row, *answers[row.id]) for row in drawn)
 
 
 def ask_smoke_items(ask: Callable[[Row], Served], items: Sequence[SmokeItem]) -> tuple[Reply, ...]:
@@ -113,7 +125,7 @@ def judge_replies(replies: Sequence[Reply], version: VersionRef, spec: RolloutSp
 
     An answer agrees if its text is the evaluated one, white space around it apart. Without evaluated answers, one
     agrees if it is one of the choices, or not empty where there are none. The 95th percentile is that of the nearest
-    rank.
+    rank. Of a version whose trust was learnt, it is also compared how sure the answers are, then and now.
 
     Raises:
         ValueError: nothing was asked.
@@ -125,6 +137,7 @@ def judge_replies(replies: Sequence[Reply], version: VersionRef, spec: RolloutSp
     same = len(replies) - len(differing)
     times = sorted(reply.served.latency_ms for reply in replies if reply.served is not None)
     p50, p95 = (_percentile(times, share) for share in (0.5, 0.95))
+    sure = _compare_sureness(replies, version)
     return CheckResult(
         asked=len(replies),
         compared=compared,
@@ -135,8 +148,66 @@ def judge_replies(replies: Sequence[Reply], version: VersionRef, spec: RolloutSp
         latency_p50_ms=p50,
         latency_p95_ms=p95,
         max_latency_ms=spec.settings.max_latency_ms,
-        problems=tuple(_problems(replies, same, p95, version, spec)),
+        sure_compared=len(sure.differences),
+        sure_median=statistics.median(sure.differences) if sure.differences else None,
+        sure_largest=max(sure.differences, default=None),
+        sides_changed=sure.sides_changed,
+        problems=(*_problems(replies, same, p95, version, spec), *_problems_of_sureness(sure)),
     )
+
+
+class _Sureness(NamedTuple):
+    """How sure the same answers were when they were evaluated and are now.
+
+    Attributes:
+        differences: of each answer that has both numbers, without their sign.
+        judged: answers that had a confidence when they were evaluated, and were given again.
+        sides_changed: of these, those that are on the other side of the threshold now; one without a confidence is
+            below it.
+    """
+
+    differences: tuple[float, ...] = ()
+    judged: int = 0
+    sides_changed: int = 0
+
+
+def _compare_sureness(replies: Sequence[Reply], version: VersionRef) -> _Sureness:
+    """Of answers that agree only: another answer is another confidence, and counts as a difference already."""
+    if version.trust is None:
+        return _Sureness()
+    differences: list[float] = []
+    judged = changed = 0
+    for item, served, _ in replies:
+        if served is None or served.review is None or item.confidence is None:
+            continue
+        if not _agrees_with(served, item.evaluated):
+            continue
+        judged += 1
+        then, now = sureness(item.confidence, version.trust), served.confidence
+        changed += then.flagged is not served.review
+        if now is not None:
+            differences.append(abs(now - (item.confidence if then.certainty is None else then.certainty)))
+    return _Sureness(tuple(differences), judged, changed)
+
+
+def _problems_of_sureness(sure: _Sureness) -> list[str]:
+    if sure.sides_changed <= max(1, _SIDES * sure.judged):  # one answer may lie right at the threshold
+        return []
+    return [
+        f"{sure.sides_changed:,} of {sure.judged:,} answers are on the other side of the threshold of review than when "
+        f"they were evaluated; at most {_SIDES:.0%} may be. The threshold does not hold for this engine."
+    ]
+
+
+def sureness_rows(check: CheckResult) -> list[str]:
+    """Rows for the table of a rollout's page: whether answers are as sure as when they were evaluated."""
+    if check.sure_median is None or check.sure_largest is None:
+        return []
+    return [
+        f"| Confidence, median difference to the evaluation | {check.sure_median:.4f}, at most "
+        f"{check.sure_largest:.4f} ({check.sure_compared:,} answers) | |",
+        f"| Answers on the other side of the threshold of review | {check.sides_changed:,} | at most {_SIDES:.0%} |",
+    ]
 
 
 def _problems(replies: Sequence[Reply], same: int, p95: float, version: VersionRef, spec: RolloutSpec) -> list[str]:
@@ -173,8 +244,12 @@ def _agrees(reply: Reply, decoding: Decoding) -> bool:
         return False
     answer = reply.served.text.strip()
     if reply.item.evaluated is not None:
-        return answer == reply.item.evaluated.strip()
+        return _agrees_with(reply.served, reply.item.evaluated)
     return answer in decoding.choices if decoding.choices else bool(answer)
+
+
+def _agrees_with(served: Served, evaluated: str | None) -> bool:
+    return evaluated is not None and served.text.strip() == evaluated.strip()
 
 
 def _parity(reply: Reply) -> ItemParity:
@@ -182,12 +257,12 @@ def _parity(reply: Reply) -> ItemParity:
     return ItemParity(id=reply.item.row.id, evaluated=_cut(reply.item.evaluated or ""), served=_cut(served))
 
 
-def _evaluated_answers(path: Path) -> dict[str, str]:
+def _evaluated_answers(path: Path) -> dict[str, _Evaluated]:
     try:
         with path.open("rb") as lines:
             records = [orjson.loads(line) for line in lines]
-        return {record["id"]: record["prediction"] for record in records}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return {record["id"]: _Evaluated(record["prediction"], record.get("confidence")) for record in records}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise GoldenSetError(
             f"The evaluated answers cannot be read: {error!r}",
             where=str(path),

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +18,20 @@ from pydantic import TypeAdapter, ValidationError
 
 from tasks.contracts.errors import GoldgateError, ServiceError
 from tasks.contracts.openai_chat import question, said
+from tasks.contracts.review import ReviewItem
 from tasks.contracts.rows import Row
-from tasks.contracts.serving import ADMIN_KEY, GATEWAY, EngineSpec, EngineStatus, Intent, Traffic, VersionRef
-from tasks.contracts.spec import ExecutionSpec
+from tasks.contracts.serving import (
+    ADMIN_KEY,
+    GATEWAY,
+    CanaryStatus,
+    EngineSpec,
+    EngineStatus,
+    Intent,
+    Shadow,
+    Traffic,
+    VersionRef,
+)
+from tasks.contracts.spec import CanarySpec, ExecutionSpec
 from tasks.store import Store
 
 LEASE_SECONDS = 30.0  # how long others wait for one that was killed; three renewals may fail within it
@@ -56,11 +67,15 @@ class Served(NamedTuple):
         text: the answer, read as evaluation reads it.
         label: the version that says it answered.
         latency_ms: time of the request.
+        confidence: how sure it is, calibrated where that could be learnt; None for an answer that has none.
+        review: whether a person is to look at it; None where the gateway does not say.
     """
 
     text: str
     label: str
     latency_ms: float
+    confidence: float | None = None
+    review: bool | None = None
 
 
 class RolledBack(NamedTuple):
@@ -136,12 +151,21 @@ class GatewayClient:
         return None if answer is None else Traffic.model_validate_json(answer.content)
 
     def move_traffic(
-        self, name: str, live: VersionRef, previous: VersionRef | None, *, from_revision: int, by: str, why: str
+        self,
+        name: str,
+        live: VersionRef,
+        previous: VersionRef | None,
+        *,
+        from_revision: int,
+        by: str,
+        why: str,
+        change: Intent | None = None,
     ) -> Traffic:
         """Send the requests of a name to another engine; where they go there already, nothing changes.
 
         Raises:
-            ConflictError: somebody else has moved it since `from_revision`, or the engine is not ready.
+            ConflictError: somebody else has moved it since `from_revision`, the engine is not ready, or another change
+                than `change` is under way.
         """
         body = {
             "live": live.model_dump(mode="json"),
@@ -149,9 +173,71 @@ class GatewayClient:
             "from_revision": from_revision,
             "by": by,
             "why": why,
+            "change": change and {"id": change.id, "holder": change.holder},
         }
         answer = self._send("PUT", f"/admin/traffic/{quote(name, safe='')}", body)
         return Traffic.model_validate_json(answer.content)
+
+    # -- a canary and a shadow ----------------------------------------------------------------------------------
+
+    def canary(self, name: str) -> CanaryStatus:
+        """How the canary of a name stands.
+
+        Raises:
+            ServiceError: nothing answers under this name.
+        """
+        return CanaryStatus.model_validate_json(self._get(f"/admin/canary/{quote(name, safe='')}").content)
+
+    def begin_canary(self, change: Intent, spec: CanarySpec, *, from_revision: int) -> Traffic:
+        """Let the version of a checked rollout answer a share of the requests; begun twice, it is begun once.
+
+        Raises:
+            ConflictError: the rollout is not this process's any more, its engine is not ready, or traffic has another
+                revision.
+        """
+        body = {
+            "change": {"id": change.id, "holder": change.holder},
+            "spec": spec.model_dump(mode="json"),
+            "from_revision": from_revision,
+        }
+        answer = self._send("PUT", f"/admin/canary/{quote(change.name, safe='')}", body)
+        return Traffic.model_validate_json(answer.content)
+
+    def end_canary(self, change: Intent) -> Traffic:
+        """Let the version on trial answer no more; where none is, nothing changes.
+
+        Raises:
+            ConflictError: the change is not this process's any more.
+        """
+        body = {"change": {"id": change.id, "holder": change.holder}}
+        answer = self._send("DELETE", f"/admin/canary/{quote(change.name, safe='')}", body)
+        return Traffic.model_validate_json(answer.content)
+
+    def begin_shadow(self, name: str, shadow: Shadow, *, from_revision: int, by: str) -> Traffic:
+        """Have a version or a vendor answer a share of the requests unseen.
+
+        Raises:
+            ConflictError: there is another shadow, it is what answers already, or traffic has another revision.
+        """
+        body = {"shadow": shadow.model_dump(mode="json"), "from_revision": from_revision, "by": by}
+        answer = self._send("PUT", f"/admin/shadow/{quote(name, safe='')}", body)
+        return Traffic.model_validate_json(answer.content)
+
+    def end_shadow(self, name: str, *, by: str) -> Traffic:
+        """Have nothing answer unseen any more."""
+        answer = self._send("DELETE", f"/admin/shadow/{quote(name, safe='')}?by={quote(by, safe='')}", None)
+        return Traffic.model_validate_json(answer.content)
+
+    # -- answers that wait for people ---------------------------------------------------------------------------
+
+    def reviews(self, name: str, limit: int) -> list[ReviewItem]:
+        """The oldest answers that the gateway has put aside for people."""
+        answer = self._get(f"/admin/reviews/{quote(name, safe='')}?limit={limit}")
+        return TypeAdapter(list[ReviewItem]).validate_json(answer.content)
+
+    def forget_reviews(self, name: str, ids: Sequence[str]) -> None:
+        """Have the gateway forget answers that have reached a queue; those that it has forgotten are well."""
+        self._send("POST", f"/admin/reviews/{quote(name, safe='')}/taken", {"ids": list(ids)})
 
     # -- changes ------------------------------------------------------------------------------------------------
 
@@ -280,11 +366,13 @@ class GatewayClient:
             message = record["choices"][0]["message"]
             text = said(message, tools=bool(version.prompt.tools))
             label = str(answer.headers.get("x-goldgate-version") or record.get("model"))
+            sure, review = (answer.headers.get(f"x-goldgate-{one}") for one in ("confidence", "review"))
+            confidence = None if sure is None else float(sure)
         except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
             raise ServiceError(
                 f"This is no answer: {_short(answer.text)}", where=where, fix="see the engine's log"
             ) from error
-        return Served(text, label, latency_ms)
+        return Served(text, label, latency_ms, confidence, None if review is None else review == "yes")
 
     # -- requests -----------------------------------------------------------------------------------------------
 

@@ -46,6 +46,10 @@ _NAMED_FROM = 0.01  # a word is named if so many requests have it, and at least 
 _SKEW = timedelta(minutes=5)  # by which clocks may differ
 
 
+class TooLittleError(SpecError):
+    """The windows hold too little to test anything."""
+
+
 @dataclass(frozen=True)
 class Window:
     """Requests of a stretch of time.
@@ -69,7 +73,8 @@ def compare_windows(reference: Window, current: Window, spec: DriftSpec) -> Drif
     """Test what can be tested, and say what cannot and why.
 
     Raises:
-        SpecError: nothing can be tested: "no drift" would be said of nothing.
+        TooLittleError: nothing can be tested: "no drift" would be said of nothing.
+        SpecError: a number cannot be what it is said to be.
     """
     left_out: dict[str, str] = {}
     tests: list[DriftTest] = []
@@ -95,7 +100,7 @@ def compare_windows(reference: Window, current: Window, spec: DriftSpec) -> Drif
             case _:
                 tests.append(_disagreement_drift(reference, current, spec))
     if not tests:
-        raise SpecError(
+        raise TooLittleError(
             "The windows hold too little to say whether anything has drifted: "
             + "; ".join(f"{what}: {why}" for what, why in left_out.items())
             + ".",

@@ -46,14 +46,86 @@ class EngineCommand(Protocol):
         """All variables of its environment; `key` is what it asks of clients, and stands nowhere else."""
         ...
 
+    def check_adapters(self) -> None:
+        """Refuse to load adapters, where its engines cannot.
+
+        Raises:
+            ServiceError: says why.
+        """
+        ...
+
 
 class Endpoint(NamedTuple):
-    """Where an engine answers; `url` ends in `/v1`."""
+    """Where an engine answers; `url` ends in `/v1`, and `model` is what it is asked for where that is not its label."""
 
     engine: str
     label: str
     url: str
     key: str
+    model: str | None = None
+
+
+class Runs(Protocol):
+    """What an engine runs as: a process of its own, or an adapter in the process of another engine."""
+
+    def ended(self) -> str | None:
+        """How it ended, in words; None while it runs."""
+        ...
+
+    def terminate(self) -> None:
+        """Ask it to end."""
+        ...
+
+    def wait(self, seconds: float) -> bool:
+        """Whether it ends within this time."""
+        ...
+
+    def kill(self) -> None:
+        """End it at once; it may have ended before."""
+        ...
+
+    def memory_bytes(self) -> int:
+        """Resident memory of what is its own."""
+        ...
+
+
+class Loaded(NamedTuple):
+    """An adapter in an engine that carries it.
+
+    Attributes:
+        runs: it, as what runs.
+        port: of the engine that carries it, on loopback.
+        key: of that engine.
+        model: its name there.
+        digests: of the files that it needs: its own, and the base model's.
+    """
+
+    runs: Runs
+    port: int
+    key: str
+    model: str
+    digests: tuple[str, str]
+
+
+class Carries(Protocol):
+    """Loads adapters into engines that run their base model. See `tasks.serving.adapters.Carriers`."""
+
+    def load(self, version: VersionRef, spec: EngineSpec, pause: Callable[[float], None]) -> Loaded:
+        """Have a version's adapter loaded, in an engine that is started for it if none runs; may take minutes.
+
+        Args:
+            version: whose adapter it is.
+            spec: how that engine is run.
+            pause: waits; raises what ends this.
+
+        Raises:
+            GoldgateError: it cannot be loaded.
+        """
+        ...
+
+    def find(self, version: VersionRef, digests: tuple[str, ...], port: int | None) -> Loaded | None:
+        """An adapter that an earlier host has loaded; None where the engine that carried it has gone."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -92,6 +164,8 @@ class EngineRecord(Frozen):
         started: when that was.
         ready_seconds: from there to its first answer; None until it has answered once.
         restarts: how often it was started anew since it was last stable.
+        carries: it runs a base model for the adapters of others, and no version.
+        loaded: digests of adapter and base model, of one that is an adapter in another engine.
     """
 
     version: VersionRef
@@ -103,6 +177,8 @@ class EngineRecord(Frozen):
     started: datetime | None = None
     ready_seconds: float | None = None
     restarts: int = 0
+    carries: bool = False
+    loaded: tuple[str, ...] = ()
 
 
 _OVER = (EngineState.FAILED, EngineState.STOPPED)
@@ -137,6 +213,7 @@ class Engine:
         prepare: Callable[[VersionRef, EngineSpec], Path],
         pace: Pace,
         stopped: Callable[[], None],
+        carriers: Carries | None = None,
     ) -> None:
         """Know an engine; nothing happens before `start` or `resume`.
 
@@ -147,14 +224,17 @@ class Engine:
             prepare: gives the folder of its model, checked.
             pace: how closely it is watched.
             stopped: called when it was ended on request.
+            carriers: loads adapters; None for an engine that has a process of its own whatever its settings say.
         """
         self.name = record.version.engine
         self._folder = folder
         self._record = record
         self._command, self._prepare, self._pace, self._stopped = command, prepare, pace, stopped
+        self._carriers = carriers
         self._lock = threading.Condition()
         self._thread: threading.Thread | None = None
-        self._process: EngineProcess | None = None
+        self._process: Runs | None = None
+        self._name_there: str | None = None  # of an adapter, in the engine that carries it
         self._key = ""
         self._memory_bytes = 0
         self._reserved: socket.socket | None = None
@@ -175,9 +255,16 @@ class Engine:
         return self._record.state
 
     @property
-    def digest(self) -> str:
-        """Of the model that it serves."""
-        return self._record.version.digest
+    def digests(self) -> frozenset[str]:
+        """Of the models whose files it needs."""
+        record = self._record
+        return frozenset(record.loaded) if self._is_adapter else frozenset({record.version.digest})
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether it does not answer, or its process has just been seen to have ended."""
+        process = self._process
+        return self.endpoint() is None or (process is not None and process.ended() is not None)
 
     @property
     def is_over(self) -> bool:
@@ -206,7 +293,8 @@ class Engine:
         record = self._record
         if self._down or not self._answered or record.state not in (EngineState.READY, EngineState.DRAINING):
             return None
-        return Endpoint(self.name, record.version.label, f"http://127.0.0.1:{record.port}/v1", self._key)
+        url = f"http://127.0.0.1:{record.port}/v1"
+        return Endpoint(self.name, record.version.label, url, self._key, self._name_there)
 
     def start(self, version: VersionRef, spec: EngineSpec) -> None:
         """Begin its life, or another one after it has failed or was stopped; one that runs is left alone.
@@ -233,7 +321,7 @@ class Engine:
         anew has most likely mended what was wrong.
         """
         record = self._record
-        process = EngineProcess.find(self._mark(record.run)) if record.run else None
+        process = self._find() if record.run else None
         if record.state in _OVER:
             if process is not None:
                 process.kill()
@@ -241,7 +329,7 @@ class Engine:
                 return
             process = None
             self._write(state=EngineState.STARTING, restarts=0)
-        key = self._read_key()
+        key = self._key or self._read_key()
         if process is not None and key is not None and process.ended() is None:
             self._process, self._key = process, key
             self._memory_bytes = process.memory_bytes()
@@ -292,8 +380,15 @@ class Engine:
     # -- its thread ---------------------------------------------------------------------------------------------
 
     def _begin(self, version: VersionRef, spec: EngineSpec) -> None:
-        self._model, self._answered = None, False
-        fresh = EngineRecord(version=version, spec=spec, state=EngineState.STARTING, run=self._record.run)
+        self._model, self._answered, self._name_there = None, False, None
+        fresh = EngineRecord(
+            version=version,
+            spec=spec,
+            state=EngineState.STARTING,
+            run=self._record.run,
+            carries=self._record.carries,
+            loaded=self._record.loaded,
+        )
         self._write(**dict(fresh))
         self._run_thread()
 
@@ -362,19 +457,45 @@ class Engine:
                 self._write(state=EngineState.STARTING, why=why, restarts=record.restarts + 1)
                 self._wait(delays[record.restarts])
 
+    def _load(self) -> None:
+        """In place of a start: have its adapter loaded into the engine that carries it."""
+        record, began = self._record, datetime.now(UTC)
+        if self._carriers is None:
+            raise RuntimeError("nothing carries adapters here")
+        loaded = self._carriers.load(record.version, record.spec, self._wait)
+        with self._lock:
+            self._process, self._key, self._name_there = loaded.runs, loaded.key, loaded.model
+            self._answered, self._down, self._suspected = False, False, False
+            self._write(
+                state=EngineState.STARTING, run=uuid.uuid4().hex, port=loaded.port, started=began,
+                loaded=loaded.digests,
+            )  # fmt: skip
+        self._check()
+
+    def _find(self) -> Runs | None:
+        """What another host has left running of it."""
+        record = self._record
+        if not self._is_adapter or self._carriers is None:
+            return EngineProcess.find(self._mark(record.run))
+        loaded = self._carriers.find(record.version, record.loaded, record.port)
+        if loaded is None:
+            return None
+        self._key, self._name_there = loaded.key, loaded.model
+        return loaded.runs
+
+    @property
+    def _is_adapter(self) -> bool:
+        return self._record.spec.adapters and not self._record.carries
+
     def _launch(self) -> None:
+        if self._is_adapter:
+            self._load()
+            return
         record = self._record
         if self._model is None:
             self._model = self._prepare(record.version, record.spec)
         port = self._reserve_port()
         command = self._command.command(self._model, record.version.label, port, record.spec)
-        if record.spec.adapters:
-            raise ServiceError(
-                "Adapters are not loaded into a shared engine yet: a registered version says neither where its base "
-                "model is nor which one it was trained on, so its adapter cannot be checked against it.",
-                where="engine.adapters",
-                fix="set `engine.adapters` to false; the merged model is served",
-            )
         run, key = uuid.uuid4().hex, secrets.token_urlsafe(32)
         write_durably(self._path("key"), key, mode=0o600)
         self._check()
@@ -506,9 +627,12 @@ class Engine:
 
     def _look(self, seconds: float) -> Look:
         record = self._record
-        return look(self._client, f"http://127.0.0.1:{record.port}/v1", self._key, record.version, seconds)
+        url = f"http://127.0.0.1:{record.port}/v1"
+        return look(self._client, url, self._key, record.version, seconds, self._name_there)
 
     def _fault(self, what: str) -> _FaultError:
+        if self._is_adapter:
+            return _FaultError(what)  # the log is that of the engine that carries it
         return _FaultError(f"{what}\nThe end of its log ({self._path('log')}):\n{end_of_log(self._path('log'))}")
 
     def _fault_if_ended(self, when: str) -> None:

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 import shutil
 import uuid
 from collections.abc import Set
 from pathlib import Path
+from typing import NamedTuple
 
-from tasks.contracts.errors import RegistryError, SpecError
+from tasks.contracts.errors import ModelError, RegistryError, SpecError
 from tasks.contracts.serving import VersionRef
 from tasks.contracts.spec import ExecutionSpec
-from tasks.store import digest_folder
+from tasks.store import Store, digest_folder
 from tasks.tracking import MERGED_DIGEST, registered_files
 
 log = logging.getLogger("goldgate.serving")
+
+# Tags of a version, as the registry writes them.
+ADAPTER_DIGEST = "goldgate.adapter_digest"
+RUN_FINGERPRINT = "goldgate.fingerprint"
+
+_TRAINED_BY = ("train", "prefer")  # steps of the store that make adapters
+_TRAINING = "training.json"
+_MERGED_INSTEAD = "serve the merged model (`engine.adapters: false`)"
 
 _PART, _TRASH = ".part-", ".trash-"
 
@@ -38,26 +48,124 @@ def local_model(models: Path, version: VersionRef, execution: ExecutionSpec) -> 
             fix="take the version from the registry (`goldgate rollout` does)",
         )
     folder = models / version.digest
-    if folder.is_dir():
-        if digest_folder(folder) == version.digest:
-            return folder
-        log.warning("the copy of %s in %s was changed; it is made anew", version.label, folder)
-        remove_folder(folder)
+    if _is_whole(folder, version.digest, version.label):
+        return folder
     registered = registered_files(version.uri, execution, checked=False)  # the copy is checked below
     tag = registered.tags.get(MERGED_DIGEST)
     if tag != version.digest:
         raise _other_digest("The registry has other bytes under this version", version, str(tag), version.uri)
+    return _copy(models, registered.artifacts["model"], version.digest, version)
+
+
+class AdapterFiles(NamedTuple):
+    """A version's adapter on this machine, and what it was trained on.
+
+    Attributes:
+        folder: `adapter_config.json` and `adapter_model.safetensors`; unchangeable.
+        digest: sha256 of its files.
+        base: the base model's files; unchangeable.
+        base_digest: sha256 of the store's artefact that `base` is part of, as the training says it.
+        training: the training's `training.json`.
+    """
+
+    folder: Path
+    digest: str
+    base: Path
+    base_digest: str
+    training: Path
+
+
+def local_adapter(models: Path, version: VersionRef, execution: ExecutionSpec) -> AdapterFiles:
+    """The files of a version's adapter and of the base model that it was trained on, copied as `local_model` does.
+
+    The adapter is the registered one. On which base it was trained, the training in the store says, which the version
+    names; the base is the store's artefact with the digest that stands there.
+
+    Raises:
+        RegistryError: the version has no adapter, or the registered files have other digests than its tags say.
+        ModelError: there is no such version, or the store lacks its training or its base model.
+        StoreError: files in the store were changed.
+        ServiceError: MLflow cannot be reached.
+    """
+    registered = registered_files(version.uri, execution, checked=False)  # the copy is checked below
+    tag = registered.tags.get(MERGED_DIGEST)
+    if tag != version.digest:
+        raise _other_digest("The registry has other bytes under this version", version, str(tag), version.uri)
+    adapter, digest = registered.artifacts.get("adapter"), registered.tags.get(ADAPTER_DIGEST)
+    if adapter is None or digest is None:
+        raise RegistryError(
+            f"{version.label} was registered without an adapter, as a baseline is that a person set.",
+            where=version.uri,
+            fix=_MERGED_INSTEAD,
+        )
+    store, recipe = Store(execution.store), registered.tags.get(RUN_FINGERPRINT, "")
+    trained = next((found for step in _TRAINED_BY if (found := store.find(step, recipe)) is not None), None)
+    if trained is None or trained.manifest.fingerprint != recipe:
+        raise ModelError(
+            f"The store has no training of {version.label} (recipe {recipe or 'unknown'}), which says what the adapter "
+            "was trained on.",
+            where=execution.store,
+            fix=f"{_MERGED_INSTEAD}, or give the gateway the store that the version was trained in",
+        )
+    training = store.files(trained) / _TRAINING
+    try:
+        base_digest = str(json.loads(training.read_text(encoding="utf-8"))["base"]["digest"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(
+            f"The training of {version.label} does not say what it was trained on: {error!r}",
+            where=str(training),
+            fix=_MERGED_INSTEAD,
+        ) from error
+    base = local_base(models, base_digest, execution)
+    folder = models / digest
+    if not _is_whole(folder, digest, version.label):
+        folder = _copy(models, adapter, digest, version)
+    return AdapterFiles(folder, digest, base, base_digest, training)
+
+
+def local_base(models: Path, digest: str, execution: ExecutionSpec) -> Path:
+    """The folder of a base model that the store has under this digest, copied the first time.
+
+    Raises:
+        ModelError: the store has none.
+        StoreError: its files were changed.
+    """
+    folder = models / digest
+    if not _is_whole(folder, digest, "a base model"):
+        store = Store(execution.store)
+        kept = next((one for one in store.list("base_model") if one.manifest.digest == digest), None)
+        if kept is None:
+            raise ModelError(
+                f"The store has no base model with the digest {digest}.",
+                where=execution.store,
+                fix=f"{_MERGED_INSTEAD}, or give the gateway the store that the version was trained in",
+            )
+        folder = _copy(models, store.files(kept), digest, None)
+    return folder / "model"
+
+
+def _is_whole(folder: Path, digest: str, what: str) -> bool:
+    """Whether a copy is there with this digest; one that was changed is deleted."""
+    if not folder.is_dir():
+        return False
+    if digest_folder(folder) == digest:
+        return True
+    log.warning("the copy of %s in %s was changed; it is made anew", what, folder)
+    remove_folder(folder)
+    return False
+
+
+def _copy(models: Path, source: Path, digest: str, version: VersionRef | None) -> Path:
+    """Copy a folder to `<models>/<digest>`, unchangeable; its digest is computed from the copy's own bytes."""
+    folder = models / digest
     models.mkdir(parents=True, exist_ok=True)
     part = models / f"{_PART}{uuid.uuid4().hex}"
     try:
-        shutil.copytree(registered.artifacts["model"], part, copy_function=shutil.copyfile)
+        shutil.copytree(source, part, copy_function=shutil.copyfile)
         found = digest_folder(part)
-        if found != version.digest:
+        if found != digest:
             raise _other_digest(
-                "The registered files are not those that were registered",
-                version,
-                found,
-                str(registered.artifacts["model"]),
+                "The registered files are not those that were registered", version, found, str(source), digest
             )
         for path in part.rglob("*"):
             path.chmod(0o555 if path.is_dir() else 0o444)
@@ -73,9 +181,13 @@ def local_model(models: Path, version: VersionRef, execution: ExecutionSpec) -> 
     return folder
 
 
-def _other_digest(what: str, version: VersionRef, found: str, where: str) -> RegistryError:
+def _other_digest(
+    what: str, version: VersionRef | None, found: str, where: str, digest: str | None = None
+) -> RegistryError:
+    who = "a base model" if version is None else version.label
+    expected = digest or (version.digest if version is not None else "")
     return RegistryError(
-        f"{what}: {version.label} is to have sha256 {version.digest}, and has {found}.",
+        f"{what}: {who} is to have sha256 {expected}, and has {found}.",
         where=where,
         fix="restore the registered folder from a copy, or register the model anew; nothing was started",
     )

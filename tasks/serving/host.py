@@ -16,10 +16,12 @@ from pydantic import ValidationError
 from tasks.contracts.errors import ServiceError, SpecError
 from tasks.contracts.serving import EngineSpec, EngineState, EngineStatus, VersionRef
 from tasks.contracts.spec import ExecutionSpec
+from tasks.serving.adapters import Carriers
 from tasks.serving.engine import Endpoint, Engine, EngineCommand, EngineRecord, Pace, forget_engine, mark_of
-from tasks.serving.files import forget_models, local_model, remove_folder
+from tasks.serving.files import AdapterFiles, forget_models, local_adapter, local_base, local_model, remove_folder
 from tasks.serving.process import EngineProcess
-from tasks.serving.weights import check_model
+from tasks.serving.vllm import MAX_LORA_RANK
+from tasks.serving.weights import check_adapter, check_model
 
 __all__ = ["Endpoint", "EngineCommand", "EngineHost", "Pace"]
 
@@ -42,6 +44,7 @@ class EngineHost:
         command: EngineCommand,
         *,
         prepare: Callable[[VersionRef, EngineSpec], Path] | None = None,
+        prepare_adapter: Callable[[VersionRef], AdapterFiles] | None = None,
         pace: Pace | None = None,
     ) -> None:
         """Take over the folder and the engines that run from it.
@@ -52,6 +55,7 @@ class EngineHost:
             command: how an engine is started.
             prepare: gives the folder of a version's model; the default copies it from the registry and checks its
                 digest and its weights.
+            prepare_adapter: gives the files of a version's adapter; the default likewise, against its base model.
             pace: how closely engines are watched.
 
         Raises:
@@ -65,6 +69,7 @@ class EngineHost:
         self._pace = pace or Pace()
         self._lock = threading.RLock()
         self._engines: dict[str, Engine] = {}
+        self._carriers = Carriers(command, prepare_adapter or self._copied_and_checked_adapter, self._carrier)
         self._closed = False
         self._owned = _own(folder)
         try:
@@ -141,26 +146,40 @@ class EngineHost:
                 return
             self._closed = True
             engines = list(self._engines.values())
+        self._carriers.ask_to_close()  # first: an adapter that is left must not end what carries it
         for engine in engines:
             engine.ask_to_close()
         deadline = time.monotonic() + _CLOSE_SECONDS
         for engine in engines:
             engine.close(max(0.0, deadline - time.monotonic()))
+        self._carriers.close(max(0.0, deadline - time.monotonic()))
         self._owned.close()
 
     # -- inside -------------------------------------------------------------------------------------------------
 
     def _engine(self, record: EngineRecord) -> Engine:
-        return Engine(self._engines_folder, record, self._command, self._prepare, self._pace, self._clean_up)
+        return Engine(
+            self._engines_folder, record, self._command, self._prepare, self._pace, self._clean_up, self._carriers
+        )
+
+    def _carrier(self, record: EngineRecord) -> Engine:
+        def prepare(version: VersionRef, spec: EngineSpec) -> Path:
+            return local_base(self._models, version.digest, self._execution)
+
+        return Engine(self._engines_folder, record, self._command, prepare, self._pace, self._clean_up)
 
     def _take_over(self) -> None:
+        carriers = []
         for path in sorted(self._engines_folder.glob("*.json")):
             record = _record(path)
             if record.state is EngineState.STOPPED:
                 forget_engine(self._engines_folder, record.version.engine)
-                continue
-            self._engines[record.version.engine] = self._engine(record)
+            elif record.carries:
+                carriers.append(record)
+            else:
+                self._engines[record.version.engine] = self._engine(record)
         self._clean_up(nobody_copies=True)
+        self._carriers.adopt(carriers, self._needed())  # before the adapters in them
         for engine in self._engines.values():
             engine.resume()
 
@@ -169,13 +188,24 @@ class EngineHost:
         check_model(folder)
         return folder
 
+    def _copied_and_checked_adapter(self, version: VersionRef) -> AdapterFiles:
+        files = local_adapter(self._models, version, self._execution)
+        check_adapter(files.folder, files.base, files.base_digest, files.training, max_rank=MAX_LORA_RANK)
+        return files
+
+    def _needed(self) -> frozenset[str]:
+        """Digests of the models that engines need, those that carry adapters left aside."""
+        return frozenset().union(*(engine.digests for engine in self._engines.values() if not engine.is_over))
+
     def _clean_up(self, *, nobody_copies: bool = False) -> None:
         """Delete the copies of models that no engine needs; while one may be copied, that waits for the next time."""
         with self._lock:
             if self._closed:
                 return
-            kept = {engine.digest for engine in self._engines.values() if not engine.is_over}
-            copying = any(engine.state is EngineState.STARTING for engine in self._engines.values())
+            kept = self._needed() | self._carriers.digests()
+            copying = self._carriers.is_copying() or any(
+                engine.state is EngineState.STARTING for engine in self._engines.values()
+            )
             away = forget_models(self._models, kept) if nobody_copies or not copying else []
         for folder in away:
             remove_folder(folder)

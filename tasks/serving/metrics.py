@@ -18,6 +18,7 @@ UNKNOWN = "unknown"
 CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_CONFIDENCES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
 _ADDED_SECONDS = (0.0005, 0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.025, 0.05, 0.1, 0.5, 1.0)
 
 
@@ -40,6 +41,17 @@ class Metrics:
         self.rejected = Counter(
             "goldgate_rejected", "Requests that got no answer of an engine.", ["reason"], registry=self.registry
         )
+        self.confidence = self._histogram(
+            "goldgate_confidence", "Of closed answers, calibrated where that could be learnt.", _CONFIDENCES
+        )
+        self.flagged = Counter(
+            "goldgate_flagged", "Closed answers that a person is to look at.", ["name", "version"],
+            registry=self.registry,
+        )  # fmt: skip
+        self.no_confidence = Counter(
+            "goldgate_no_confidence", "Closed answers without a confidence; all are flagged.", ["name", "reason"],
+            registry=self.registry,
+        )  # fmt: skip
         self.log_dropped = Counter(
             "goldgate_log_dropped", "Requests that are missing in the request log.", ["reason"], registry=self.registry
         )
@@ -57,6 +69,17 @@ class Metrics:
             self.first_byte.labels(name).observe(first_byte)
         if added is not None:
             self.added.labels(name).observe(added)
+
+    def observe_closed(
+        self, name: str, version: str, *, confidence: float | None, flagged: bool, why: str = ""
+    ) -> None:
+        """Count a closed answer; `why` is why it has no confidence, in a word."""
+        if confidence is not None:
+            self.confidence.labels(name).observe(confidence)
+        else:
+            self.no_confidence.labels(name, why).inc()
+        if flagged:
+            self.flagged.labels(name, version).inc()
 
     def watch(
         self,

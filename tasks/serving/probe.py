@@ -32,14 +32,18 @@ class Look(NamedTuple):
     why: str = ""
 
 
-def known_question(version: VersionRef) -> dict[str, Any]:
+def known_question(version: VersionRef, model: str | None = None) -> dict[str, Any]:
     """The body of the question that each engine is asked: as in evaluation, but the text is always the same.
 
     The answer is not compared with an earlier one: in bfloat16 it may change with what is answered beside it.
+
+    Args:
+        version: what the engine serves.
+        model: what it is called there; None for its label.
     """
     decoding = version.decoding
     body: dict[str, Any] = {
-        "model": version.label,
+        "model": model or version.label,
         "messages": [
             {"role": "system", "content": version.prompt.system},
             {"role": "user", "content": _ASKED},
@@ -80,7 +84,9 @@ def fault_of_reply(status: int, text: str, decoding: Decoding) -> str | None:
     return None
 
 
-def look(client: httpx.Client, url: str, key: str, version: VersionRef, seconds: float) -> Look:
+def look(
+    client: httpx.Client, url: str, key: str, version: VersionRef, seconds: float, model: str | None = None
+) -> Look:
     """Ask an engine the known question.
 
     Args:
@@ -89,11 +95,12 @@ def look(client: httpx.Client, url: str, key: str, version: VersionRef, seconds:
         key: its key.
         version: what it serves.
         seconds: longest time to its reply.
+        model: what the version is called there; None for its label.
     """
     try:
         reply = client.post(
             f"{url}/chat/completions",
-            json=known_question(version),
+            json=known_question(version, model),
             headers={"Authorization": f"Bearer {key}"},
             timeout=httpx.Timeout(seconds, connect=5.0),
         )

@@ -24,8 +24,12 @@ _BECOMES_ENGINE = """
 import json, os, sys, psutil
 record, file, run, *command = sys.argv[1:]
 me = psutil.Process()
+while True:  # see _after_boot
+    boot, started = psutil.boot_time(), me.create_time()
+    if psutil.boot_time() == boot:
+        break
 with open(file + ".part", "w") as out:
-    json.dump({"run": run, "pid": me.pid, "after_boot": me.create_time() - psutil.boot_time()}, out)
+    json.dump({"run": run, "pid": me.pid, "after_boot": started - boot}, out)
     out.flush()
     os.fsync(out.fileno())
 os.replace(file + ".part", file)
@@ -170,7 +174,16 @@ class EngineProcess:
 
 
 def _after_boot(process: psutil.Process) -> float:
-    return float(process.create_time() - psutil.boot_time())
+    """Seconds from the machine's start to the process's.
+
+    The kernel tells the machine's start in whole seconds of the time of day, and psutil adds it to what it knows of the
+    process. A clock that is set between two readings would move this by a second or more, and the process would be
+    taken for a stranger: so both readings have to be of the same clock.
+    """
+    while True:
+        boot, started = float(psutil.boot_time()), float(process.create_time())
+        if psutil.boot_time() == boot:
+            return started - boot
 
 
 def end_of_log(log: Path, lines: int = 30) -> str:

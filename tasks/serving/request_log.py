@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
 
 import orjson
 
@@ -27,7 +27,7 @@ from tasks.contracts.serving import LogSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from sqlalchemy import Engine, Table
+    from sqlalchemy import Connection, Engine, Table
 
 LOG_DB = "GOLDGATE_LOG_DB"  # environment: address of the PostgreSQL database
 FLUSH_SECONDS = 60.0  # a file of requests a minute
@@ -42,6 +42,7 @@ _MISSING = "…"
 _log = logging.getLogger(__name__)
 
 Mask = Callable[[str], str]
+Item = TypeVar("Item")
 
 
 class Asked(NamedTuple):
@@ -61,6 +62,10 @@ class Asked(NamedTuple):
         body: the request, parsed.
         answer: the answer's bytes, in pieces.
         error: what went wrong in the gateway; empty for nothing.
+        canary: whether it was a canary's by its key; None where there was none.
+        confidence: of a closed answer, as the model gives it; None where there is none.
+        certainty: the same, calibrated.
+        flagged: whether a person is to look; None where nobody says.
     """
 
     at: float
@@ -76,6 +81,10 @@ class Asked(NamedTuple):
     body: Mapping[str, Any]
     answer: Sequence[bytes]
     error: str = ""
+    canary: bool | None = None
+    confidence: float | None = None
+    certainty: float | None = None
+    flagged: bool | None = None
 
 
 class Sink(Protocol):
@@ -91,54 +100,48 @@ class Sink(Protocol):
         """Let go of what it holds."""
 
 
-class RequestLog:
-    """The log of one gateway: a queue, a thread, and a sink.
+class RowWriter(Generic[Item]):
+    """Writes what a gateway hands over, behind its back: a queue, a thread, and a sink.
 
     Args:
+        what: it is called in the gateway's own log.
         sink: where it is written.
-        spec: how much is kept, and how long.
-        mask: takes what is private out of a text; called in the log's thread, first with an empty text, so that it
-            can load what it needs.
-        dropped: is told the reason and the number of requests that are not in the log.
+        row: makes a row of an item, masked; called in the thread.
+        keep_days: older rows are deleted.
+        mask: takes what is private out of a text; called in the thread, first with an empty text, so that it can load
+            what it needs. None masks nothing.
+        dropped: is told the reason and the number of items that are not written.
         written: is told how many are.
-        flush_seconds: how long a request may wait to be written.
-        queue_size: requests that wait to be masked.
+        flush_seconds: how long an item may wait to be written.
+        queue_size: items that wait to be masked.
     """
 
     def __init__(
         self,
+        what: str,
         sink: Sink,
-        spec: LogSpec,
+        row: Callable[[Item, Mask | None], dict[str, Any]],
         *,
+        keep_days: float,
         mask: Mask | None,
         dropped: Callable[[str, int], None],
         written: Callable[[int], None] = lambda _: None,
         flush_seconds: float = FLUSH_SECONDS,
         queue_size: int = _QUEUE,
     ) -> None:
-        if spec.mask and mask is None:
-            raise SpecError(
-                "The request log is to be masked, and nothing that masks was given.",
-                where="log.mask",
-                fix="give one, or set log.mask to false",
-            )
-        self._sink, self._spec, self._mask = sink, spec, mask if spec.mask else None
+        self._what, self._sink, self._row, self._keep_days, self._mask = what, sink, row, keep_days, mask
         self._dropped, self._written, self._flush_seconds = dropped, written, flush_seconds
-        self._queue: queue.Queue[Asked | None] = queue.Queue(queue_size)
+        self._queue: queue.Queue[Item | None] = queue.Queue(queue_size)
         self._held: list[dict[str, Any]] = []
         self._unsaid, self._said_at, self._failing = 0, -_SAY_SECONDS, False
         self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="request log", daemon=True)
+        self._thread = threading.Thread(target=self._run, name=what, daemon=True)
         self._thread.start()
 
-    def wants(self, request: str) -> bool:
-        """Whether this request is in the share that is kept; the same one always is or never is."""
-        return zlib.crc32(request.encode()) < self._spec.share * 2**32
-
-    def offer(self, asked: Asked) -> None:
-        """Keep a request. Never waits: where there is no room it is dropped, counted, and said once a minute."""
+    def offer(self, item: Item) -> None:
+        """Keep an item. Never waits: where there is no room it is dropped, counted, and said once a minute."""
         try:
-            self._queue.put_nowait(asked)
+            self._queue.put_nowait(item)
         except queue.Full:
             self._drop("queue_full", 1)
 
@@ -158,11 +161,11 @@ class RequestLog:
             if now >= prune_at:
                 self._prune()
                 prune_at = now + _PRUNE_SECONDS
-            asked = None
+            item = None
             with suppress(queue.Empty):
-                asked = self._queue.get(timeout=max(0.0, flush_at - now))
-            if asked is not None:
-                self._hold(asked)
+                item = self._queue.get(timeout=max(0.0, flush_at - now))
+            if item is not None:
+                self._hold(item)
             ending = self._closing.is_set() and self._queue.empty()
             full = len(self._held) >= _ROWS and not self._failing  # what fails is tried again in its time only
             if ending or full or time.monotonic() >= flush_at:
@@ -173,11 +176,11 @@ class RequestLog:
                 self._sink.close()
                 return
 
-    def _hold(self, asked: Asked) -> None:
+    def _hold(self, item: Item) -> None:
         try:
-            row = row_of(asked, self._mask)
+            row = self._row(item, self._mask)
         except Exception:  # a request of a client must not end the log
-            _log.exception("a request cannot be written to the log")
+            _log.exception("a request cannot be written to the %s", self._what)
             self._drop("unreadable", 1)
             return
         if len(self._held) >= _HELD:
@@ -193,21 +196,21 @@ class RequestLog:
         except Exception as error:  # whatever its library raises: answers go on
             if not self._failing:
                 self._failing = True
-                _log.error("the request log cannot be written, answers go on: %s", said_without_values(error))
+                _log.error("the %s cannot be written, answers go on: %s", self._what, said_without_values(error))
             if self._closing.is_set():
                 self._drop("not_written", len(self._held))
             return
         if self._failing:
             self._failing = False
-            _log.warning("the request log is written again")
+            _log.warning("the %s is written again", self._what)
         self._written(len(self._held))
         self._held = []
 
     def _prune(self) -> None:
         try:
-            self._sink.prune(datetime.now(UTC) - timedelta(days=self._spec.keep_days))
+            self._sink.prune(datetime.now(UTC) - timedelta(days=self._keep_days))
         except Exception as error:
-            _log.error("old requests cannot be deleted from the log: %s", said_without_values(error))
+            _log.error("old requests cannot be deleted from the %s: %s", self._what, said_without_values(error))
 
     def _drop(self, reason: str, count: int) -> None:
         self._unsaid += count
@@ -216,7 +219,59 @@ class RequestLog:
     def _say_dropped(self, now: float) -> None:
         if self._unsaid and now - self._said_at >= _SAY_SECONDS:
             count, self._unsaid, self._said_at = self._unsaid, 0, now
-            _log.warning("%d requests are missing in the request log", count)
+            _log.warning("%d requests are missing in the %s", count, self._what)
+
+
+class RequestLog:
+    """The log of one gateway.
+
+    Args:
+        sink: where it is written.
+        spec: how much is kept, and how long.
+        mask: see `RowWriter`.
+        dropped: see `RowWriter`.
+        written: see `RowWriter`.
+        flush_seconds: see `RowWriter`.
+        queue_size: see `RowWriter`.
+
+    Raises:
+        SpecError: it is to be masked, and `mask` is None.
+    """
+
+    def __init__(
+        self,
+        sink: Sink,
+        spec: LogSpec,
+        *,
+        mask: Mask | None,
+        dropped: Callable[[str, int], None],
+        written: Callable[[int], None] = lambda _: None,
+        flush_seconds: float = FLUSH_SECONDS,
+        queue_size: int = _QUEUE,
+    ) -> None:
+        if spec.mask and mask is None:
+            raise SpecError(
+                "The request log is to be masked, and nothing that masks was given.",
+                where="log.mask",
+                fix="give one, or set log.mask to false",
+            )
+        self._share = spec.share
+        self._writer: RowWriter[Asked] = RowWriter(
+            "request log", sink, row_of, keep_days=spec.keep_days, mask=mask if spec.mask else None, dropped=dropped,
+            written=written, flush_seconds=flush_seconds, queue_size=queue_size,
+        )  # fmt: skip
+
+    def wants(self, request: str) -> bool:
+        """Whether this request is in the share that is kept; the same one always is or never is."""
+        return zlib.crc32(request.encode()) < self._share * 2**32
+
+    def offer(self, asked: Asked) -> None:
+        """Keep a request; never waits."""
+        self._writer.offer(asked)
+
+    def close(self, seconds: float = 10.0) -> None:
+        """Write what is there, for so many seconds at most, and end."""
+        self._writer.close(seconds)
 
 
 def said_without_values(error: BaseException) -> str:
@@ -249,6 +304,10 @@ def row_of(asked: Asked, mask: Mask | None) -> dict[str, Any]:
         "prompt_tokens": answer.prompt_tokens,
         "completion_tokens": answer.completion_tokens,
         "error": _masked(asked.error or answer.error, mask),
+        "canary": asked.canary,
+        "confidence": asked.confidence,
+        "certainty": asked.certainty,
+        "flagged": asked.flagged,
     }
 
 
@@ -265,7 +324,7 @@ class Answer(NamedTuple):
 def read_answer(pieces: Sequence[bytes], *, stream: bool) -> Answer:
     """Read the answer of a chat or a completion, whole or as a stream; of several choices the first."""
     text, reason, error = "", None, ""
-    calls: list[Any] = []
+    calls: dict[Any, dict[str, Any]] = {}
     usage: Mapping[str, Any] = {}
     for record in _records(b"".join(pieces), stream=stream):
         usage = record.get("usage") or usage
@@ -275,11 +334,23 @@ def read_answer(pieces: Sequence[bytes], *, stream: bool) -> Answer:
                 continue
             message = choice.get("message") or choice.get("delta") or {}
             text += message.get("content") or choice.get("text") or ""
-            calls += message.get("tool_calls") or []
+            for place, call in enumerate(message.get("tool_calls") or []):
+                _add_call(calls, call.get("index", place), call)
             reason = choice.get("finish_reason") or reason
     if calls:
-        text += orjson.dumps(calls).decode()
+        text += orjson.dumps(list(calls.values())).decode()
     return Answer(text, reason, usage.get("prompt_tokens"), usage.get("completion_tokens"), error)
+
+
+def _add_call(calls: dict[Any, dict[str, Any]], index: Any, piece: Mapping[str, Any]) -> None:
+    """Put a piece of a stream to the call that it belongs to: names and arguments may come in many."""
+    known = calls.get(index)
+    if known is None:
+        calls[index] = dict(piece)
+        return
+    before, more = known.get("function") or {}, piece.get("function") or {}
+    joined = {one: (before.get(one) or "") + (more.get(one) or "") for one in ("name", "arguments")}
+    calls[index] = {**known, "function": {**before, **joined}}
 
 
 def _records(data: bytes, *, stream: bool) -> Iterator[dict[str, Any]]:
@@ -315,21 +386,23 @@ def _schema() -> pa.Schema:
     kinds = {
         "at": pa.timestamp("us", tz="UTC"), "status": pa.int16(), "stream": pa.bool_(), "seconds": pa.float64(),
         "first_byte_seconds": pa.float64(), "prompt_tokens": pa.int32(), "completion_tokens": pa.int32(),
+        "canary": pa.bool_(), "confidence": pa.float64(), "certainty": pa.float64(), "flagged": pa.bool_(),
     }  # fmt: skip
     return pa.schema([(name, kinds.get(name, pa.string())) for name in COLUMNS])
 
 
 COLUMNS = (
     "at", "id", "name", "version", "key", "path", "status", "stream", "seconds", "first_byte_seconds", "request",
-    "answer", "finish_reason", "prompt_tokens", "completion_tokens", "error",
+    "answer", "finish_reason", "prompt_tokens", "completion_tokens", "error", "canary", "confidence", "certainty",
+    "flagged",
 )  # fmt: skip
 
 
 class ParquetSink:
     """Files `day=2026-01-31/<number>.parquet` in a folder. A file is there when it is whole, and never changes."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, schema: Callable[[], pa.Schema] | None = None) -> None:
+        self._folder, self._schema = folder, schema or _schema
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Write a file for each day. Raises OSError, and leaves nothing half-written under a name that is read."""
@@ -341,7 +414,7 @@ class ParquetSink:
             home.mkdir(parents=True, exist_ok=True)
             name = f"{time.time_ns():020d}-{uuid.uuid4().hex[:8]}"
             part = home / f".{name}.part"
-            table = pa.Table.from_pylist([row for row in rows if row["at"].date() == day], schema=_schema())
+            table = pa.Table.from_pylist([row for row in rows if row["at"].date() == day], schema=self._schema())
             try:
                 with part.open("wb") as out:
                     pq.write_table(table, out, compression="zstd")
@@ -365,24 +438,42 @@ class ParquetSink:
         """Nothing is held."""
 
 
-def read_log(folder: Path, first: date | None = None, last: date | None = None) -> Iterator[dict[str, Any]]:
+def read_log(
+    folder: Path,
+    first: date | None = None,
+    last: date | None = None,
+    columns: Sequence[str] | None = None,
+    schema: Callable[[], pa.Schema] | None = None,
+) -> Iterator[dict[str, Any]]:
     """The rows of a Parquet log from one day to another, in the order in which files were written.
 
-    A file that is torn (a machine that lost its power) is passed over, and that is logged.
+    A file that is torn (a machine that lost its power) is passed over, and that is logged. A file that an earlier
+    gateway wrote has None in the columns that there were not yet.
+
+    Args:
+        folder: of the log.
+        first: first day.
+        last: last day.
+        columns: those to read; None for all.
+        schema: of what is kept there; None for requests.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    asked = (schema or _schema)().names if columns is None else columns
     for home, day in _days(folder):
         if (first is not None and day < first) or (last is not None and day > last):
             continue
         for path in sorted(home.glob("*.parquet")):
             try:
-                table = pq.read_table(path, schema=_schema())
+                with pq.ParquetFile(path) as file:  # half the time of read_table, and there is a file a minute
+                    there = set(file.schema_arrow.names)
+                    table = file.read([one for one in asked if one in there], use_threads=False)
             except (pa.ArrowInvalid, OSError) as error:
                 _log.warning("a file of the request log is passed over, it cannot be read: %s (%s)", path, error)
                 continue
-            yield from table.to_pylist()
+            missing = dict.fromkeys(one for one in asked if one not in there)
+            yield from ({**missing, **row} for row in table.to_pylist())
 
 
 def _days(folder: Path) -> Iterator[tuple[Path, date]]:
@@ -416,6 +507,7 @@ class PostgresSink:
         with self._engine.begin() as connection:
             if not self._made:
                 self._table.metadata.create_all(connection)
+                _add_missing_columns(connection, self._table)
             connection.execute(self._table.insert(), [{**row, **_without_zeros(row)} for row in rows])
         self._made = True
 
@@ -433,6 +525,17 @@ class PostgresSink:
 def _without_zeros(row: Mapping[str, Any]) -> dict[str, Any]:
     """PostgreSQL's text holds every character but one."""
     return {name: value.replace("\0", "") for name, value in row.items() if isinstance(value, str)}
+
+
+def _add_missing_columns(connection: Connection, table: Table) -> None:
+    """What a table that an earlier gateway made lacks; empty in its old rows."""
+    from sqlalchemy import inspect, text
+
+    there = {one["name"] for one in inspect(connection).get_columns(table.name)}
+    for column in table.columns:
+        if column.name not in there:
+            kind = column.type.compile(connection.dialect)
+            connection.execute(text(f"ALTER TABLE {table.name} ADD COLUMN IF NOT EXISTS {column.name} {kind}"))
 
 
 def _connect(address: str) -> tuple[Engine, Table]:
@@ -466,6 +569,7 @@ def _connect(address: str) -> tuple[Engine, Table]:
     kinds: dict[str, Any] = {
         "at": DateTime(timezone=True), "status": Integer, "stream": Boolean, "seconds": Float,
         "first_byte_seconds": Float, "prompt_tokens": Integer, "completion_tokens": Integer,
+        "canary": Boolean, "confidence": Float, "certainty": Float, "flagged": Boolean,
     }  # fmt: skip
     columns = [Column(name, kinds.get(name, Text), nullable=name != "at") for name in COLUMNS]
     table = Table(
@@ -473,6 +577,58 @@ def _connect(address: str) -> tuple[Engine, Table]:
         Index("goldgate_requests_at", "at"),
     )  # fmt: skip
     return engine, table
+
+
+def read_log_rows(
+    address: str,
+    name: str,
+    first: datetime | None = None,
+    last: datetime | None = None,
+    columns: Sequence[str] = COLUMNS,
+) -> Iterator[dict[str, Any]]:
+    """The rows of one model's name in a PostgreSQL log, a few thousand in memory at a time, in no order.
+
+    A column that the table has not (an earlier gateway made it) is None.
+
+    Args:
+        address: `postgresql://…`, as GOLDGATE_LOG_DB has it; never shown.
+        name: the model as clients write it.
+        first: from this moment on.
+        last: up to this moment.
+        columns: those to read.
+
+    Raises:
+        ServiceError: this is no such address, the database does not answer, or has no request log.
+    """
+    from sqlalchemy import inspect, select
+    from sqlalchemy.exc import NoSuchTableError, SQLAlchemyError
+
+    engine, table = _connect(address)
+    try:
+        with engine.connect() as connection:
+            there = {one["name"] for one in inspect(connection).get_columns(table.name)}
+            asked = select(*(table.c[one] for one in columns if one in there)).where(table.c.name == name)
+            if first is not None:
+                asked = asked.where(table.c.at >= first)
+            if last is not None:
+                asked = asked.where(table.c.at <= last)
+            missing = dict.fromkeys(one for one in columns if one not in there)
+            for row in connection.execution_options(yield_per=_ROWS).execute(asked).mappings():
+                yield {**missing, **row}
+    except NoSuchTableError:
+        raise ServiceError(
+            "The database has no request log.",
+            where=LOG_DB,
+            fix="name the database that the gateway writes to (its `log.to` is postgres), or wait for a first request",
+        ) from None
+    except SQLAlchemyError as error:
+        raise ServiceError(
+            f"The request log cannot be read: {said_without_values(error)}",
+            where=LOG_DB,
+            fix="see that the database runs and that its user may read the table goldgate_requests",
+        ) from None  # its own words repeat the address
+    finally:
+        engine.dispose()
 
 
 def open_log(

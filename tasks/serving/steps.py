@@ -37,7 +37,8 @@ from tasks.runtime import say, say_done
 from tasks.serving.checks import SmokeItem, ask_smoke_items, draw_smoke_items, judge_replies
 from tasks.serving.client import ConflictError, gateway_of
 from tasks.serving.transaction import Attempt, Ended, Means, Registry, finish_left, under_way
-from tasks.serving.words import headline, rollout_markdown, state_name
+from tasks.serving.trial import run_trial
+from tasks.serving.words import headline, rollout_markdown, state_name, trial_line
 
 _POLL_SECONDS = 0.5
 _FETCH_SECONDS = 1800.0  # for the files of a version, which are fetched before its engine starts
@@ -165,7 +166,7 @@ def check_engine(change: Attempt, items: Sequence[SmokeItem], spec: RolloutSpec)
 
 @task(name="decide", persist_result=False, cache_policy=NO_CACHE)
 def decide(change: Attempt, failure: str | None, check: CheckResult | None) -> None:
-    """Record what the check has shown: the switch begins, or the version will be refused."""
+    """Record what the check has shown: the version may go live, or will be refused."""
     problems = (failure,) if failure is not None else check.problems if check is not None else ()
     found = change.intent.model_copy(update={"check": check, "problems": problems})
     if problems:
@@ -174,11 +175,35 @@ def decide(change: Attempt, failure: str | None, check: CheckResult | None) -> N
         return
     change.write(found.model_copy(update={"phase": Phase.CHECKED}))
     say_done("decide", "it may go live", reused=False)
-    change.write(change.intent.model_copy(update={"phase": Phase.SWITCHING}))
+
+
+def is_tried_first(change: Attempt, spec: RolloutSpec) -> bool:
+    """Whether a share of the traffic tries the version out: one was asked for, the check is passed, others answer."""
+    intent = change.intent
+    other_answers = intent.was is not None and intent.was.engine != intent.to.engine
+    return spec.settings.canary is not None and intent.phase is Phase.CHECKED and other_answers
+
+
+@task(name="try canary", persist_result=False, cache_policy=NO_CACHE)
+def try_canary(change: Attempt, spec: RolloutSpec) -> None:
+    """Let the version answer a share of the requests; record whether it may have the others.
+
+    The gateway takes it back by itself as soon as it is shown to be worse. Here it is waited until then, until it has
+    answered enough requests for long enough, or until there is no more patience for that.
+    """
+    asked, gateway, intent = spec.settings.canary, change.means.gateway, change.intent
+    if asked is None:
+        raise RuntimeError("no canary was asked for")
+    tried = run_trial(gateway, intent, asked, change.lease)
+    said = trial_line(intent.to.label, tried.result) if tried.result is not None else " ".join(tried.problems)
+    say_done("try canary", said, reused=False)
+    change.write(intent.model_copy(update={"trial": tried.result, "problems": tried.problems}))
 
 
 def move_traffic_and_champion(change: Attempt) -> None:
     """Move both, or put everything back as it was; what was refused has its engine ended. See `transaction`."""
+    if change.intent.phase is Phase.CHECKED and not change.intent.problems:
+        change.write(change.intent.model_copy(update={"phase": Phase.SWITCHING}))
     change.bring_to_end()
 
 
@@ -193,6 +218,7 @@ def result_of(ended: Ended) -> RolloutResult:
         check=intent.check,
         problems=intent.problems,
         switch_seconds=ended.switch_seconds,
+        trial=intent.trial,
     )
 
 

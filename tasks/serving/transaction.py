@@ -4,7 +4,7 @@ What is to be done next follows from what is there, and from nothing that a proc
 killed anywhere is gone on with by the same code that makes it. `next_step` decides, and is pure; `bring_to_end` looks,
 decides and acts until the change has ended.
 
-    CHECKING, CHECKED    nothing has moved: the new engine is ended, and the change is undone
+    CHECKING, CHECKED    nothing has moved: the canary and the new engine are ended, and the change is undone
     ... with problems    the check has said no: the version is refused
     SWITCHING            forward if the new engine can answer; else all is moved back
     SWITCHED             both have moved: engines that are not needed any more are ended
@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from tasks.contracts.errors import GoldgateError, ServiceError
 from tasks.contracts.serving import Aliases, EngineState, EngineStatus, Intent, Phase, Traffic
+from tasks.serving.books import engines_of
 from tasks.serving.client import ConflictError, GatewayClient, Lease, LeaseLostError
 
 FINAL = frozenset({Phase.DONE, Phase.REFUSED, Phase.UNDONE})
@@ -32,6 +33,7 @@ _WARM_UP_SECONDS = 900.0  # for an engine that is started again while traffic is
 class Step(StrEnum):
     """What brings a change nearer to its end. Each leaves a state in which another step, or none, is next."""
 
+    END_CANARY = "end the canary"
     END_ENGINE = "end the new engine"
     REFUSE = "take `promoted` from the version"
     WAIT = "wait for the new engine"
@@ -116,13 +118,15 @@ def next_step(found: Situation) -> Step:
 
 
 def superfluous(found: Situation) -> tuple[str, ...]:
-    """The engines of the name that run and are neither live nor previous."""
+    """The engines of the name that run and that traffic does not need, in any part."""
     kept = _kept(found)
     return tuple(engine.name for engine in found.engines if engine.state in _RUNNING and engine.name not in kept)
 
 
 def _before_the_switch(found: Situation) -> Step:
     intent = found.intent
+    if _on_trial(found):  # before its engine, or requests would be sent to one that is ending
+        return Step.END_CANARY
     if intent.to.engine in superfluous(found):
         return Step.END_ENGINE
     if not intent.problems:
@@ -145,7 +149,14 @@ def _within_the_switch(found: Situation) -> Step:
         return Step.MOVE_TRAFFIC
     if state is EngineState.STARTING:
         return Step.WAIT
+    if _on_trial(found):
+        return Step.END_CANARY
     return Step.RESTORE_ALIASES if _aliases_to_restore(found) else Step.CLOSE_UNDONE
+
+
+def _on_trial(found: Situation) -> bool:
+    """Whether traffic has a canary; only one change of a name is open, so it is this one's."""
+    return found.traffic is not None and found.traffic.canary is not None
 
 
 def _can_go_back(intent: Intent) -> bool:
@@ -174,10 +185,7 @@ def _state_of(found: Situation, engine: str) -> EngineState | None:
 
 
 def _kept(found: Situation) -> set[str]:
-    traffic = found.traffic
-    if traffic is None:
-        return set()
-    return {traffic.live.engine} | ({traffic.previous.engine} if traffic.previous is not None else set())
+    return engines_of(found.traffic) if found.traffic is not None else set()
 
 
 # -- the deed ---------------------------------------------------------------------------------------------------------
@@ -231,6 +239,8 @@ def _act(step: Step, means: Means, found: Situation) -> Intent:
     gateway, registry = means.gateway, means.registry
     revision = traffic.revision if traffic is not None else 0
     match step:
+        case Step.END_CANARY:
+            gateway.end_canary(intent)
         case Step.END_ENGINE:
             gateway.end_engine(intent.to.engine, 0.0)
         case Step.RETIRE:
@@ -238,7 +248,15 @@ def _act(step: Step, means: Means, found: Situation) -> Intent:
                 gateway.end_engine(engine, means.drain_seconds)
         case Step.MOVE_TRAFFIC:
             replaced = traffic.live if traffic is not None else None
-            gateway.move_traffic(intent.name, intent.to, replaced, from_revision=revision, by=intent.by, why=intent.why)
+            gateway.move_traffic(
+                intent.name,
+                intent.to,
+                replaced,
+                from_revision=revision,
+                by=intent.by,
+                why=intent.why,
+                change=intent,
+            )
         case Step.MOVE_TRAFFIC_BACK if intent.was is not None:
             gateway.move_traffic(
                 intent.name,
@@ -247,6 +265,7 @@ def _act(step: Step, means: Means, found: Situation) -> Intent:
                 from_revision=revision,
                 by=intent.by,
                 why=f"{intent.to.label} ended while traffic was moving to it",
+                change=intent,
             )
         case Step.MOVE_ALIASES:
             registry.move(intent)

@@ -14,6 +14,8 @@ from tasks.contracts.errors import ModelError, ServiceError, SpecError
 from tasks.contracts.serving import EngineSpec, VersionRef
 from tasks.vllm import vllm_device, vllm_environment, vllm_variables
 
+MAX_LORA_RANK = 64  # of an adapter; vLLM keeps room for it in each layer
+_UNLOAD_SECONDS = 10.0
 _OWNED = (
     "--host", "--port", "--served-model-name", "--api-key", "--uds", "--root-path", "--ssl-keyfile", "--middleware",
     "--trust-remote-code", "--enable-lora", "--lora-modules", "--allowed-local-media-path", "--generation-config",
@@ -89,7 +91,12 @@ class VllmCommand:
             return spec.dtype
         return "bfloat16" if self._device == "cuda" else "float32"  # in which a CPU answers as it was evaluated
 
-    def _with_adapters(self) -> list[str]:
+    def check_adapters(self) -> None:
+        """See `EngineCommand.check_adapters`.
+
+        Raises:
+            ServiceError: this vLLM is its CPU build.
+        """
         if self._device != "cuda":
             raise ServiceError(
                 "Adapters are not loaded into vLLM's CPU build: there, requests to the base model get an adapter's "
@@ -97,7 +104,10 @@ class VllmCommand:
                 where="engine.adapters",
                 fix="set `engine.adapters` to false; the merged model is served",
             )
-        return ["--enable-lora", "--max-lora-rank", "64", "--max-cpu-loras", "8"]
+
+    def _with_adapters(self) -> list[str]:
+        self.check_adapters()
+        return ["--enable-lora", "--max-lora-rank", str(MAX_LORA_RANK), "--max-cpu-loras", "8"]
 
 
 def adapter_name(version: VersionRef) -> str:
@@ -139,3 +149,28 @@ def load_adapter(client: httpx.Client, url: str, key: str, version: VersionRef, 
             fix="serve the merged model (`engine.adapters: false`), or see the engine's log",
         )
     return name
+
+
+def unload_adapter(client: httpx.Client, url: str, key: str, name: str) -> bool:
+    """Take an adapter out of a vLLM; whether it is gone. One that is not there, or whose engine is not, is gone.
+
+    Requests under way with it are answered to their end.
+
+    Args:
+        client: for loopback.
+        url: of the engine, ending in `/v1`.
+        key: its key.
+        name: see `adapter_name`.
+    """
+    try:
+        reply = client.post(
+            f"{url}/unload_lora_adapter",
+            json={"lora_name": name},
+            headers={"Authorization": f"Bearer {key}"},
+            timeout=_UNLOAD_SECONDS,
+        )
+    except httpx.ConnectError:
+        return True
+    except httpx.TransportError:
+        return False
+    return reply.is_success or reply.status_code == httpx.codes.NOT_FOUND

@@ -77,13 +77,17 @@ def check_model(folder: Path) -> None:
     )
 
 
-def check_adapter(folder: Path, base: Path, base_digest: str, training: Path) -> None:
+def check_adapter(folder: Path, base: Path, base_digest: str, training: Path, *, max_rank: int | None = None) -> None:
     """Refuse an adapter that `adapter_faults` finds fault with.
 
     Raises:
         ModelError: it names the faults.
     """
-    _refuse(adapter_faults(folder, base, base_digest, training), folder, "serve the merged model, or train anew")
+    _refuse(
+        adapter_faults(folder, base, base_digest, training, max_rank=max_rank),
+        folder,
+        "serve the merged model (`engine.adapters: false`), or train anew",
+    )
 
 
 def _refuse(faults: Sequence[WeightFault], folder: Path, fix: str) -> None:
@@ -219,7 +223,9 @@ def _index_faults(folder: Path, files: Sequence[Path], tensors: Mapping[str, Ten
 # -- an adapter -----------------------------------------------------------------------------------------------------
 
 
-def adapter_faults(folder: Path, base: Path, base_digest: str, training: Path) -> list[WeightFault]:
+def adapter_faults(
+    folder: Path, base: Path, base_digest: str, training: Path, *, max_rank: int | None = None
+) -> list[WeightFault]:
     """What is wrong with a LoRA adapter for the engine's option `adapters`; empty for a good one.
 
     Args:
@@ -227,12 +233,16 @@ def adapter_faults(folder: Path, base: Path, base_digest: str, training: Path) -
         base: the base model that it is to be loaded onto (safetensors).
         base_digest: sha256 of that base's files.
         training: the `training.json` of the training that made the adapter.
+        max_rank: the largest rank that the engine takes; None for any.
     """
     faults = list(_code_faults(folder))
     config = _read_config(folder, "adapter_config.json", faults)
     facts = _read_config(training.parent, training.name, faults)
     if facts is not None and (trained_on := (facts.get("base") or {}).get("digest")) != base_digest:
         faults.append(WeightFault(training.name, f"it was trained on the base {trained_on}, not on {base_digest}"))
+    if facts is not None and (onto := merged_onto(facts)) not in (None, "base"):
+        # What was evaluated is the adapter on other weights: on the base as it is, it may answer otherwise.
+        faults.append(WeightFault(training.name, f"the evaluated model is the adapter on `{onto}`, not on its base"))
     tensors: dict[str, Tensor] = {}
     of_base: dict[str, Tensor] = {}
     if (folder / _ADAPTER).is_file():
@@ -242,8 +252,20 @@ def adapter_faults(folder: Path, base: Path, base_digest: str, training: Path) -
     for file in sorted(base.glob("*.safetensors")):
         _read_file(file, of_base, faults)
     if config is not None:
+        rank = config.get("r")
+        if max_rank is not None and isinstance(rank, int) and rank > max_rank:
+            faults.append(WeightFault("adapter_config.json", f"its rank is {rank}; engines take at most {max_rank}"))
         faults += _lora_faults(config, tensors, of_base)
     return faults + list(_number_faults(tensors.values()))
+
+
+def merged_onto(facts: Mapping[str, Any]) -> str | None:
+    """What `training.json` says the evaluated model's adapter was merged onto; None if it does not say.
+
+    "base" is the base as it is, "nf4" its 4-bit numbers written out, "nothing" a model that was trained whole.
+    """
+    skews = facts.get("skews") or ()
+    return str(skews[0].get("onto")) if skews else None
 
 
 def _lora_faults(

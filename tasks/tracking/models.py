@@ -32,7 +32,7 @@ class RegisteredFiles:
         tags: the version's tags.
         root: folder of the whole pyfunc model.
         artifacts: the model's artefacts by name, folders or files: "model" and "task", and where a verdict let it in
-            "adapter", "verdict", "certificate" and "evidence".
+            "adapter", "verdict", "certificate", "evidence" and, for a closed answer, "trust".
     """
 
     name: str

@@ -21,6 +21,7 @@ from prefect.utilities.templating import apply_values
 from goldgate import services
 from goldgate.config import load_spec
 from goldgate.synthesize import load_synthesis
+from tasks.contracts.monitor import DRIFTED_EVENT, MonitorSpec
 from tasks.contracts.prefer import PairsRef, PreferRequest
 from tasks.contracts.references import BaseModelRef, SplitsRef, TrainRequest
 from tasks.contracts.serving import PROMOTED_EVENT, RolloutSpec
@@ -48,6 +49,9 @@ FLOW_NAMES = {
     "flows.prefer.prefer": "prefer",
     "flows.sweep.sweep": "sweep",
     "flows.rollout.rollout": "rollout",
+    "flows.monitor.monitor": "monitor",
+    "flows.review.review": "review",
+    "flows.shadow_report.shadow_report": "shadow-report",
 }
 
 
@@ -83,6 +87,9 @@ def test_all_deployments_are_there() -> None:
         "sweep/prices": "cpu",
         "train/gpu": "gpu",
         "rollout/promoted": "cpu",
+        "monitor/complaints": "cpu",
+        "review/complaints": "cpu",
+        "shadow-report/complaints": "cpu",
     }
 
 
@@ -146,6 +153,25 @@ def test_a_promotion_carries_what_its_rollout_asks() -> None:
     assert flow.validate_parameters(parameters)["spec"] == RolloutSpec.of(spec)
 
 
+def test_drift_carries_what_its_retrain_asks() -> None:
+    """The trigger listens to the event that `monitor` emits, for this task alone, and its parameters fit the flow."""
+    triggers = {full_name(one): one["triggers"] for one in DEPLOYMENTS if one.get("triggers")}
+    assert triggers.keys() == {"rollout/promoted", "retrain/complaints"}
+    (trigger,) = triggers["retrain/complaints"]
+    assert trigger["expect"] == [DRIFTED_EVENT]
+    assert trigger["match"] == {"prefect.resource.id": "goldgate.model.complaints"}
+    assert trigger["parameters"]["spec"]["value"]["template"] == "{{ event.payload.spec | tojson }}"
+    assert trigger["parameters"]["reason"]["template"] == "{{ event.payload.reason }}"
+    (watching,) = [one for one in DEPLOYMENTS if full_name(one) == "monitor/complaints"]
+    spec = MonitorSpec.model_validate(parameters_of(watching)["spec"])
+    assert spec.name == "complaints"
+    assert spec.retrain is not None
+    parameters = {"spec": spec.retrain.model_dump(mode="json"), "reason": "drift: classes (0.34, limit 0.1)"}
+    validate(parameters, retrain_schema(), raise_on_error=True)
+    preset = RetrainSpec.model_validate(parameters_of(DEPLOYMENTS[0])["spec"])
+    assert spec.retrain == preset  # what drift starts is what the schedule starts
+
+
 def retrain_schema() -> dict[str, Any]:
     return parameter_schema(load_flow_from_entrypoint("flows.retrain.retrain")).model_dump_for_openapi()
 
@@ -153,7 +179,7 @@ def retrain_schema() -> dict[str, Any]:
 def test_a_persons_word_is_optional_and_comes_last_in_the_form() -> None:
     schema = retrain_schema()
     parameters = sorted(schema["properties"], key=lambda name: schema["properties"][name]["position"])
-    assert parameters == ["spec", "override", "approval"]
+    assert parameters == ["spec", "override", "approval", "reason"]
     assert schema["required"] == ["spec"]
     spec = parameters_of(DEPLOYMENTS[0])["spec"]
     for people in ({}, {"override": None, "approval": None}):
@@ -237,9 +263,18 @@ def test_the_preset_of_synthesis_is_its_example(tmp_path: Path, monkeypatch: pyt
     assert deployment["concurrency_limit"] == {"limit": 1, "collision_strategy": "ENQUEUE"}
 
 
-def test_every_field_of_the_form_of_synthesis_says_what_it_is() -> None:
-    schema = parameter_schema(load_flow_from_entrypoint("flows.synthesize.synthesize")).model_dump_for_openapi()
-    assert "SynthesizeSpec" in schema["definitions"]
+@pytest.mark.parametrize(
+    ("flow", "spec"),
+    [
+        ("synthesize.synthesize", "SynthesizeSpec"),
+        ("monitor.monitor", "MonitorSpec"),
+        ("review.review", "ReviewSpec"),
+        ("shadow_report.shadow_report", "ShadowReportSpec"),
+    ],
+)
+def test_every_field_of_the_form_of_another_flow_says_what_it_is(flow: str, spec: str) -> None:
+    schema = parameter_schema(load_flow_from_entrypoint(f"flows.{flow}")).model_dump_for_openapi()
+    assert spec in schema["definitions"]
     for title, record in schema["definitions"].items():
         for name, field in record.get("properties", {}).items():
             described = schema["definitions"].get(field.get("$ref", "").removeprefix("#/definitions/"), field)
@@ -254,8 +289,11 @@ def test_evaluate_presets_score_the_champion() -> None:
 
 def test_complaints_are_retrained_weekly_and_one_at_a_time() -> None:
     scheduled = {full_name(one): one["schedules"] for one in DEPLOYMENTS if one["schedules"]}
-    assert scheduled.keys() == {"retrain/complaints"}
+    assert scheduled.keys() == {"retrain/complaints", "monitor/complaints", "review/complaints"}
     (weekly,) = scheduled["retrain/complaints"]
+    for name in ("monitor/complaints", "review/complaints"):
+        (looks,) = scheduled[name]
+        assert looks["active"] is False  # there is nothing to look at without a gateway
     assert CronSchedule(cron=weekly["cron"], timezone=weekly["timezone"]).cron.split()[-1] == "1"
     assert ZoneInfo(weekly["timezone"])
     limits = {full_name(one): one.get("concurrency_limit") for one in DEPLOYMENTS}

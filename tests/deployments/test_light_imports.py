@@ -17,6 +17,10 @@ LIGHT = (
     "flows.distill",
     "flows.prefer",
     "flows.sweep",
+    "flows.rollout",
+    "flows.monitor",
+    "flows.review",
+    "flows.shadow_report",
     "tasks.contracts",
     "tasks.contracts.spec",
     "tasks.contracts.references",
@@ -24,6 +28,7 @@ LIGHT = (
     "tasks.contracts.distill",
     "tasks.contracts.sweep",
     "tasks.contracts.prefer",
+    "tasks.contracts.monitor",
     "tasks.contracts.dev",
     "tasks.store",
     "tasks.runtime",
@@ -34,6 +39,10 @@ LIGHT = (
     "goldgate.distill",
     "goldgate.prefer",
     "goldgate.sweep",
+    "goldgate.monitor",
+    "goldgate.review",
+    "goldgate.rollout",
+    "goldgate.shadow",
 )
 _SCRIPT = """
 import importlib, json, sys

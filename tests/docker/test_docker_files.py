@@ -357,7 +357,7 @@ NOT_IN_COMPOSE = {
     "OPENAI_KEY",  # no variable: what a key of OpenAI is called when one is found in a row
     "GOLDGATE_TETHERED",  # the launcher of a training sets it for its child
     "GOLDGATE_VLLM_ENV",  # the image sets it where it has a vLLM; for the workers a spec names the service's URL
-    "GOLDGATE_LOG_DB",  # the gateway's
+    "GOLDGATE_VENDOR_KEY",  # the gateway's
 }
 
 
@@ -373,6 +373,9 @@ def test_every_variable_that_the_code_reads_is_set_for_workers() -> None:
     assert {"GOLDGATE_STORE", "MLFLOW_TRACKING_URI", "OPENAI_API_KEY"} <= read
     for worker in WORKERS:
         assert read - NOT_IN_COMPOSE <= set(SERVICES[worker]["environment"])
+        assert "GOLDGATE_VENDOR_KEY" not in SERVICES[worker]["environment"]
+    for gateway in ("gateway", "gateway-cpu"):
+        assert {"GOLDGATE_VENDOR_KEY", "GOLDGATE_LOG_DB"} <= set(SERVICES[gateway]["environment"])
 
 
 def test_workers_heartbeat_fits_the_automation() -> None:

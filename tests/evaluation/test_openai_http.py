@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from tasks.contracts.errors import ServiceError, SpecError
+from tasks.contracts.errors import EvaluationError, ServiceError, SpecError
 from tasks.contracts.progress import ignore_progress
 from tasks.contracts.prompt import Decoding, Prompt
 from tasks.contracts.rows import Message, Row
@@ -249,3 +250,40 @@ def test_a_password_in_the_address_is_refused() -> None:
     with pytest.raises(SpecError, match="user or password") as caught:
         openai_identity("https://me:hunter2@host/v1")
     assert "hunter2" not in str(caught.value)
+
+
+def token(text: str, probability: float) -> dict[str, Any]:
+    return {"token": text, "bytes": list(text.encode()), "logprob": math.log(probability)}
+
+
+@pytest.mark.parametrize(
+    ("answer", "tokens", "expected"),
+    [
+        ("card", [token("ca", 0.8), token("rd", 0.5)], 0.8),  # from its first token on it is settled
+        ("car", [token("ca", 0.8), token("r", 0.5)], None),  # cut: no choice, so no probability among them
+    ],
+)
+def test_a_closed_answer_has_its_probability_where_the_server_is_known_to_say_it(
+    fake: Fake, answer: str, tokens: list[dict[str, Any]], expected: float | None
+) -> None:
+    choice = {"message": {"content": answer}, "logprobs": {"content": tokens}}
+    fake.reply = lambda _: (200, json.dumps({"choices": [choice]}), {})
+    for known, confidence in ((True, expected), (False, None)):
+        engine = fake.engine(says_confidence=known)
+        (found,) = engine.answer(PROMPT, ROWS[:1], CHOICES, ignore_progress)
+        assert found.confidence == (None if confidence is None else pytest.approx(confidence))
+        assert ("logprobs" in fake.asked[-1]) is known
+    engine = fake.engine(says_confidence=True)
+    (found,) = engine.answer(PROMPT, ROWS[:1], Decoding(max_new_tokens=8), ignore_progress)
+    assert found.confidence is None  # an open answer has none
+    assert "logprobs" not in fake.asked[-1]
+
+
+def test_log_probabilities_that_do_not_come_are_an_error(fake: Fake) -> None:
+    fake.reply = lambda _: said("card")
+    with pytest.raises(ServiceError, match=r"holds no answer .*logprobs"):
+        fake.ask(says_confidence=True)
+    odd = {"message": {"content": "card"}, "logprobs": {"content": [token("x", 0.5)]}}
+    fake.reply = lambda _: (200, json.dumps({"choices": [odd]}), {})
+    with pytest.raises(EvaluationError, match="do not spell the answer"):
+        fake.ask(says_confidence=True)

@@ -161,5 +161,7 @@ def test_it_answers_as_the_embedded_engine(servable_model: Path) -> None:
             assert [answer.prediction for answer in theirs] == [answer.prediction for answer in ours]
             assert [answer.prompt_tokens for answer in theirs] == [answer.prompt_tokens for answer in ours]
             assert not decoding.choices or {answer.prediction for answer in theirs} <= set(LABELS)
+            for their, our in zip(theirs, ours, strict=True):  # a confidence means the same in both
+                assert their.confidence == (pytest.approx(our.confidence, abs=1e-3) if decoding.choices else None)
     finally:
         server.close()

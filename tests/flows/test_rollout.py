@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,7 @@ from tasks.contracts.serving import (
     RolloutSpec,
     VersionRef,
 )
-from tasks.contracts.spec import RolloutSettings
+from tasks.contracts.spec import CanarySpec, RolloutSettings
 from tasks.gate import selftest
 from tasks.gate.keys import SigningKey
 from tasks.registry.serving_aliases import resolve_version
@@ -327,6 +328,127 @@ def test_a_rollback_takes_back_a_rollout_that_is_checking(
     assert live(gateway, "moles") == ("1", "2")
     assert running(gateway, "moles") == {"1", "2"}
     assert shop.aliases("moles") == {"champion": "1", "previous": "2", "promoted": "3"}
+
+
+# -- tried out first --------------------------------------------------------------------------------------------------
+
+CANARY = CanarySpec(share=0.5, slow_ms=30_000.0, min_requests=5, min_hours=0.0, max_hours=0.1)
+
+
+@contextmanager
+def asking(gateway: GatewayClient, name: str, while_tried: Callable[[], object] = lambda: None) -> Iterator[list[str]]:
+    """Requests of ever new users, and who answered; once a version is on trial, `while_tried` is called first."""
+    over, answered = threading.Event(), list[str]()
+
+    def client() -> None:
+        told = False
+        while not over.wait(0.01):
+            traffic = gateway.traffic(name)
+            if traffic is not None and traffic.canary is not None and not told:
+                told = True
+                while_tried()
+            body = {"model": name, "messages": [{"role": "user", "content": "animal 3"}], "user": f"u{len(answered)}"}
+            answer = httpx.post(f"{gateway.url}/v1/chat/completions", json=body, timeout=30.0)
+            answered.append(answer.headers.get("x-goldgate-version", "") if answer.is_success else "failed")
+
+    thread = threading.Thread(target=client)
+    thread.start()
+    try:
+        yield answered
+    finally:
+        over.set()
+        thread.join()
+
+
+def test_a_version_that_is_no_worse_on_trial_goes_live(shop: Shop, gateway: GatewayClient) -> None:
+    shop.promote("swans", "one")
+    assert run(shop.rollout("swans", canary=CANARY))[0] == "Rolled out"  # beside nothing there is nothing to try
+    shop.promote("swans", "two")
+    with asking(gateway, "swans") as answered:
+        name, result = run(shop.rollout("swans", canary=CANARY))
+        more = len(answered) + 3
+        while len(answered) < more:
+            time.sleep(0.01)
+    assert (name, result.problems) == ("Rolled out", ())
+    assert result.trial is not None
+    state = result.trial.state
+    assert state.canary_requests >= 5
+    assert state.live_requests > 0
+    assert (state.canary_failed, state.live_failed, result.trial.finding.abort) == (0, 0, False)
+    assert "failed" not in answered
+    assert answered[-1] == "swans@2"
+    traffic = gateway.traffic("swans")
+    assert traffic is not None
+    assert (traffic.live.version, traffic.canary) == ("2", None)
+    assert shop.aliases("swans") == {"champion": "2", "previous": "1"}
+    text = page("swans-rollout")
+    assert "## Canary" in text
+    assert "50.00% of the keys were its." in text
+
+
+@pytest.mark.slow
+def test_a_version_that_fails_on_trial_is_refused_with_the_evidence(
+    shop: Shop, gateway: GatewayClient, fakes: FakeCommand
+) -> None:
+    shop.promote("terns", "one")
+    run(shop.rollout("terns"))
+    shop.promote("terns", "two")
+    spec = shop.rollout("terns", canary=CANARY.model_copy(update={"min_requests": 10_000}))
+    with asking(gateway, "terns", lambda: fakes.behave("terns@2", Behaviour(status=500))) as answered:
+        name, result = run(spec)
+    assert (name, result.phase) == ("Refused", Phase.REFUSED)
+    assert result.trial is not None
+    assert result.problems == result.trial.finding.reasons
+    assert result.problems[0].startswith("With the canary requests fail at least ")
+    # Few callers notice: the host looks at an engine that fails, and the live version stands in. That counts as failed.
+    assert 1 <= answered.count("failed") <= 25
+    assert 5 <= result.trial.state.canary_failed == result.trial.state.canary_requests <= 25
+    assert answered[-1] == "terns@1"
+    assert live(gateway, "terns") == ("1", None)
+    assert gateway.canary("terns").canary is None
+    assert running(gateway, "terns") == {"1"}
+    assert shop.aliases("terns") == {"champion": "1"}
+    assert tuple(json.loads(shop.tags("terns", "2")["goldgate.rollout_refused"])["reasons"]) == result.problems
+    assert "| Failed requests |" in page("terns-rollout")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "slow_ms", "says"),
+    [
+        ("wrens", 500.0, "wrens@2 has answered 0 requests on trial in 0.0 h, 5 are needed to judge it."),
+        ("yaks", None, "yaks@2 could not be tried out: yaks@1 has answered 0 requests in 0.0 h, and 100 are needed"),
+    ],
+)
+def test_a_version_that_nobody_asks_is_refused_for_want_of_requests(
+    shop: Shop, gateway: GatewayClient, name: str, slow_ms: float | None, says: str
+) -> None:
+    shop.promote(name, "one")
+    run(shop.rollout(name))
+    shop.promote(name, "two")
+    canary = CANARY.model_copy(update={"slow_ms": slow_ms, "max_hours": 2.0 / 3600})
+    state, refused = run(shop.rollout(name, canary=canary))
+    assert (state, refused.problems[0][: len(says)]) == ("Refused", says)
+    assert live(gateway, name) == ("1", None)
+    assert running(gateway, name) == {"1"}
+
+
+@pytest.mark.slow
+def test_a_rollback_ends_a_trial(shop: Shop, gateway: GatewayClient) -> None:
+    for note in ("one", "two"):
+        shop.promote("zebus", note)
+        run(shop.rollout("zebus"))
+    shop.promote("zebus", "three")
+
+    def back() -> None:
+        roll_back_at(Console(quiet=True), gateway, shop.execution, "zebus", "stop", "Ada")
+
+    with asking(gateway, "zebus", back):
+        name, result = run(shop.rollout("zebus", canary=CANARY.model_copy(update={"min_requests": 10_000})))
+    assert (name, result.problems) == ("Undone", ("taken back by a rollback of Ada: stop",))
+    assert live(gateway, "zebus") == ("1", "2")
+    assert gateway.canary("zebus").canary is None
+    assert running(gateway, "zebus") == {"1", "2"}
 
 
 def test_a_second_rollout_is_refused_while_one_is_under_way(shop: Shop, gateway: GatewayClient) -> None:

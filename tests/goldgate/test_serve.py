@@ -95,7 +95,7 @@ def test_the_command_runs_the_gateway_with_vllm_and_masking(monkeypatch: pytest.
     assert done.exit_code == 0, done.exception
     assert "Listening on http://127.0.0.1:1/v1" in done.stdout
     assert (ran["spec"].port, ran["command"], callable(ran["mask"])) == (0, "vllm", True)
-    call("serve", "--set", "log.mask=false")
+    call("serve", "--set", "log.mask=false", "--set", "review.mask=false")
     assert ran["mask"] is None
 
 

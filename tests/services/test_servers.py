@@ -195,7 +195,7 @@ def test_deploying_again_changes_nothing(world: World) -> None:
         )
 
     before = everything()
-    assert [len(part) for part in before] == [10, 2, 4, 1]
+    assert [len(part) for part in before] == [13, 2, 5, 1]
     environment = services.worker_environment(world.services, os.environ)
     prefect_file = world.store.parent / "prefect.yaml"
     services.deploy(world.services.prefect_url, environment, prefect_file, world.store / "logs" / "again.log")

@@ -10,8 +10,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
-from tasks.contracts.serving import Aliases, EngineSpec, EngineState, EngineStatus, Intent, Traffic, VersionRef
+from tasks.contracts.serving import (
+    Aliases,
+    CanaryStatus,
+    EngineSpec,
+    EngineState,
+    EngineStatus,
+    Intent,
+    Traffic,
+    VersionRef,
+)
+from tasks.contracts.spec import CanarySpec
 from tasks.serving import books
+from tasks.serving.canary import judge_canary
 from tasks.serving.client import LEASE_SECONDS, ConflictError, GatewayClient, Lease, RolledBack
 from tasks.serving.transaction import Means, Registry
 
@@ -55,6 +66,7 @@ class Desk:
         self.ended: list[str] = []
         self.fuse = fuse
         self.starts_as = EngineState.READY
+        self.live_answers = 100
 
     def engines(self, name: str) -> tuple[EngineStatus, ...]:
         found = [
@@ -86,12 +98,32 @@ class Desk:
         return self.books.traffic(name)
 
     def move_traffic(
-        self, name: str, live: VersionRef, previous: VersionRef | None, *, from_revision: int, by: str, why: str
-    ) -> Traffic:
+        self, name: str, live: VersionRef, previous: VersionRef | None, *, from_revision: int, by: str, why: str,
+        change: Intent | None = None,
+    ) -> Traffic:  # fmt: skip
         with self._change("move traffic"):
             return self.books.move_traffic(
-                name, live, previous, from_revision=from_revision, by=by, why=why, ready=self._ready
-            )
+                name, live, previous, from_revision=from_revision, by=by, why=why, ready=self._ready,
+                change=change and books.Change(change.id, change.holder),
+            )  # fmt: skip
+
+    def canary(self, name: str) -> CanaryStatus:
+        traffic = self.books.traffic(name)
+        assert traffic is not None
+        canary = traffic.canary
+        finding = (canary.finding or judge_canary(canary.state, canary.spec)) if canary is not None else None
+        return CanaryStatus(canary=canary, finding=finding, live_answers=self.live_answers)
+
+    def begin_canary(self, change: Intent, spec: CanarySpec, *, from_revision: int) -> Traffic:
+        with self._change("begin canary"):
+            return self.books.begin_canary(
+                change.name, spec, 100.0, change=books.Change(change.id, change.holder), from_revision=from_revision,
+                ready=self._ready,
+            )  # fmt: skip
+
+    def end_canary(self, change: Intent) -> Traffic:
+        with self._change("end canary"):
+            return self.books.end_canary(change.name, books.Change(change.id, change.holder))
 
     def open_intent(self, name: str) -> Intent | None:
         held = self.books.open_intent(name)

@@ -113,6 +113,9 @@ class FakeCommand:
             _KEY: key,
         }
 
+    def check_adapters(self) -> None:
+        """See `EngineCommand.check_adapters`; fake engines load them as vLLM does, each by a behaviour of its own."""
+
 
 # -- the server -----------------------------------------------------------------------------------------------------
 
@@ -131,12 +134,16 @@ def _tokens(text: str) -> list[str]:
 class _FakeEngine:
     def __init__(self, label: str, folder: Path, key: str) -> None:
         self.label, self.folder, self.key = label, folder, key
+        self.adapters: dict[str, str] = {}
         self.answered = 0
         self.under_way = 0
 
     @property
     def behaviour(self) -> Behaviour:
-        for name in (self.label, "default"):
+        return self.behaviour_of(self.label)
+
+    def behaviour_of(self, model: str) -> Behaviour:
+        for name in (model, "default"):
             with suppress(FileNotFoundError):
                 return Behaviour.model_validate_json((self.folder / f"{name}.json").read_text())
         return Behaviour()
@@ -169,22 +176,40 @@ class _FakeEngine:
         elif dict(scope["headers"]).get(b"authorization") != f"Bearer {self.key}".encode():
             await _reply(send, 401, b'{"error":"Unauthorized"}')
         elif path == "/v1/models":
-            models = {"object": "list", "data": [{"id": self.label, "object": "model", "owned_by": "vllm"}]}
+            names = [self.label, *self.adapters]
+            models = {"object": "list", "data": [{"id": name, "object": "model", "owned_by": "vllm"} for name in names]}
             await _reply(send, 200, json.dumps(models).encode())
+        elif path in ("/v1/load_lora_adapter", "/v1/unload_lora_adapter"):
+            await self._adapter(path.endswith("/unload_lora_adapter"), json.loads(body), send)
         elif path in ("/v1/chat/completions", "/v1/completions"):
             await self._question(path.endswith("chat/completions"), json.loads(body), receive, send)
         else:
             await _reply(send, 404, b'{"detail":"Not Found"}')
 
+    async def _adapter(self, away: bool, asked: dict[str, Any], send: Any) -> None:
+        name = asked["lora_name"]
+        with (self.folder / f"{self.label}.adapters").open("a") as file:
+            file.write(f"{'unload' if away else 'load'} {name}\n")
+        if away and name not in self.adapters:
+            await _error(send, 404, f"The lora adapter '{name}' cannot be found.", "NotFoundError")
+        elif away:
+            del self.adapters[name]
+            await _reply(send, 200, b"Success", "text/plain")
+        elif name in self.adapters:
+            await _error(send, 400, f"The lora adapter '{name}' has already been loaded.", "InvalidUserInput")
+        else:
+            self.adapters[name] = asked["lora_path"]
+            await _reply(send, 200, b"Success", "text/plain")
+
     async def _question(self, chat: bool, asked: dict[str, Any], receive: Any, send: Any) -> None:
         with (self.folder / f"{self.label}.requests").open("a") as file:
             file.write(json.dumps(asked) + "\n")
         self.answered += 1
-        does = self.behaviour
+        does = self.behaviour_of(str(asked.get("model")))
         if does.dies_after is not None and self.answered > does.dies_after:
             print("the fake engine dies as it was told", flush=True)
             os._exit(9)
-        if asked.get("model") != self.label:
+        if asked.get("model") not in (self.label, *self.adapters):
             await _error(send, 404, f"The model `{asked.get('model')}` does not exist.", "NotFoundError")
             return
         await asyncio.sleep(does.delay)
@@ -200,7 +225,7 @@ class _FakeEngine:
             await _reply(send, 200, b"<html>what is this</html>", "text/html")
             return
         text = asked["messages"][-1]["content"] if chat else asked["prompt"]
-        choices = (asked.get("structured_outputs") or {}).get("choice") or [f"{self.label}: {text}"]
+        choices = (asked.get("structured_outputs") or {}).get("choice") or [f"{asked['model']}: {text}"]
         said = does.answers.get(text, choices[0])
         message: dict[str, Any] = {"role": "assistant", "content": said} if isinstance(said, str) else {
             "role": "assistant", **said
@@ -218,9 +243,9 @@ class _FakeEngine:
             whole = self._whole(chat, asked, message, tokens, logprob, text)
             await _reply(send, 200, json.dumps(whole).encode())
 
-    def _head(self, kind: str) -> dict[str, Any]:
+    def _head(self, kind: str, model: str) -> dict[str, Any]:
         name = f"{'chatcmpl' if kind.startswith('chat') else 'cmpl'}-{self.answered}"
-        return {"id": name, "object": kind, "created": int(time.time()), "model": self.label}
+        return {"id": name, "object": kind, "created": int(time.time()), "model": model}
 
     def _whole(
         self, chat: bool, asked: dict[str, Any], message: dict[str, Any], tokens: list[str], logprob: float, text: str
@@ -231,11 +256,11 @@ class _FakeEngine:
         if chat:
             logprobs = _chat_logprobs(tokens, logprob) if asked.get("logprobs") else None
             choice = {"index": 0, "message": message, "logprobs": logprobs, "finish_reason": end}
-            return {**self._head("chat.completion"), "choices": [choice], "usage": usage}
+            return {**self._head("chat.completion", asked["model"]), "choices": [choice], "usage": usage}
         wanted = asked.get("logprobs") is not None
         logprobs = {"tokens": tokens, "token_logprobs": [logprob] * len(tokens)} if wanted else None
         choice = {"index": 0, "text": message["content"], "logprobs": logprobs, "finish_reason": end}
-        return {**self._head("text_completion"), "choices": [choice], "usage": usage}
+        return {**self._head("text_completion", asked["model"]), "choices": [choice], "usage": usage}
 
     async def _stream(
         self, chat: bool, asked: dict[str, Any], message: dict[str, Any], tokens: list[str], logprob: float,
@@ -243,7 +268,7 @@ class _FakeEngine:
     ) -> None:  # fmt: skip
         headers = [(b"content-type", b"text/event-stream; charset=utf-8")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        head = self._head("chat.completion.chunk" if chat else "text_completion")
+        head = self._head("chat.completion.chunk" if chat else "text_completion", asked["model"])
 
         async def event(choice: dict[str, Any] | None, **more: Any) -> None:
             record = {**head, "choices": [] if choice is None else [{"index": 0, **choice}], **more}

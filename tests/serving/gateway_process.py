@@ -18,6 +18,7 @@ from pathlib import Path
 
 import psutil
 
+from tasks.contracts.review import SpoolSpec
 from tasks.contracts.serving import GatewaySpec, LogSpec
 from tasks.contracts.spec import ExecutionSpec
 from tasks.serving.gateway.server import run_gateway
@@ -87,8 +88,9 @@ def end_engines(fakes: FakeCommand) -> None:
 def main(store: str, fakes: str, port: str) -> None:
     """Serve until SIGTERM."""
     spec = GatewaySpec(
-        port=int(port), execution=ExecutionSpec(store=store), log=LogSpec(to="none"), shutdown_seconds=5.0
-    )
+        port=int(port), execution=ExecutionSpec(store=store), log=LogSpec(to="none", mask=False),
+        review=SpoolSpec(mask=False), shutdown_seconds=5.0,
+    )  # fmt: skip
     run_gateway(spec, FakeCommand(Path(fakes)), mask=None, pace=PACE)
 
 

@@ -15,7 +15,8 @@ from typing import Any
 
 from tasks.contracts.serving import RolloutSpec
 
-AT_THE_GATEWAY = ("begin", "write", "take", "start_engine", "end_engine", "move_traffic", "roll_back")
+AT_THE_GATEWAY = ("begin", "write", "take", "start_engine", "end_engine", "move_traffic", "roll_back", "begin_canary",
+                  "end_canary")  # fmt: skip
 IN_THE_REGISTRY = ("set_registered_model_alias", "delete_registered_model_alias", "set_model_version_tag",
                    "delete_model_version_tag")  # fmt: skip
 LEASE_SECONDS = 3.0
@@ -33,7 +34,7 @@ class Executioner:
 
     def _watched(self, name: str, original: Callable[..., Any]) -> Callable[..., Any]:
         def change(*args: Any, **kwargs: Any) -> Any:
-            detail = getattr(args[1], "phase", "") if len(args) > 1 else ""
+            detail = getattr(args[1], "phase", "") if len(args) > 1 and "canary" not in name else ""
             result = original(*args, **kwargs)
             with self.journal.open("a") as out:
                 out.write(f"{name} {detail}".strip() + "\n")

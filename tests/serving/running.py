@@ -18,10 +18,14 @@ from tasks.contracts.spec import ExecutionSpec
 from tasks.serving.books import Books
 from tasks.serving.engine import Endpoint
 from tasks.serving.gateway.app import Gateway
+from tasks.serving.gateway.reviews import Reviews
 from tasks.serving.gateway.server import make_server
+from tasks.serving.gateway.shadowing import Shadowing
 from tasks.serving.gateway.tracing import Tracing
 from tasks.serving.keys import Keys
+from tasks.serving.metrics import Metrics
 from tasks.serving.request_log import RequestLog
+from tasks.serving.review.spool import Spool
 from tests.serving.fake_engine import Behaviour, FakeCommand, _FakeEngine
 
 ENGINE_KEY = "key-of-an-engine"
@@ -195,17 +199,22 @@ async def gateway(
     tracing: Tracing | None = None,
     shutdown_seconds: float = 5.0,
     fill_in: bool = False,
+    shadow: dict[str, Any] | None = None,
+    spool: Spool | None = None,
 ) -> AsyncIterator[Running]:
-    """A gateway over these engines."""
+    """A gateway over these engines; `shadow` is how it asks shadows, see `Shadowing`; `spool` is for reviews."""
     spec = GatewaySpec(
         port=0, limits=limits or LimitSpec(), log=LogSpec(to="none"), shutdown_seconds=shutdown_seconds,
         fill_in=fill_in,
         execution=ExecutionSpec(store=str(folder)),
     )  # fmt: skip
-    books = Books(folder / "serving")
+    books, metrics = Books(folder / "serving"), Metrics()
     app = Gateway(
-        spec, host, books, admin_key=ADMIN_KEY, keys=Keys(keys) if keys is not None else None, log=log, tracing=tracing
-    )
+        spec, host, books, admin_key=ADMIN_KEY, keys=Keys(keys) if keys is not None else None, log=log,
+        tracing=tracing, metrics=metrics,
+        shadowing=Shadowing(host, books, metrics, **shadow) if shadow is not None else None,
+        reviews=Reviews(spool, books) if spool is not None else None,
+    )  # fmt: skip
     async with (
         app.running(),
         listening(app, make_server(app, spec)) as port,

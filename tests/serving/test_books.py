@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 from tasks.contracts.errors import SpecError, StoreError
-from tasks.contracts.serving import Intent, Phase, Traffic, VersionRef
-from tasks.serving.books import RESTART_LEASE_SECONDS, AbsentError, Books, ConflictError
+from tasks.contracts.observe import CanaryFinding, CanaryState, ShadowSpec
+from tasks.contracts.serving import Intent, Phase, Shadow, Traffic, Vendor, VersionRef
+from tasks.contracts.spec import CanarySpec
+from tasks.serving.books import RESTART_LEASE_SECONDS, AbsentError, Books, Change, ConflictError
 from tests.serving.records import rollout, version
 
 
@@ -43,10 +45,11 @@ def only(*ready: VersionRef) -> Callable[[VersionRef], bool]:
     return lambda one: one in ready
 
 
-def move(books: Books, live: int, previous: int | None, revision: int) -> Traffic:
+def move(books: Books, live: int, previous: int | None, revision: int, change: Intent | None = None) -> Traffic:
     before = version(previous) if previous is not None else None
     return books.move_traffic(
-        "complaints", version(live), before, from_revision=revision, by="a", why="b", ready=always
+        "complaints", version(live), before, from_revision=revision, by="a", why="b", ready=always,
+        change=change and Change(change.id, change.holder),
     )  # fmt: skip
 
 
@@ -321,11 +324,167 @@ def test_a_rollback_that_cannot_be_changes_nothing(books: Books) -> None:
     books.begin(rollout(version(8)), 10.0)
     with pytest.raises(ConflictError, match="complaints@7 has no previous version"):
         roll_back(books)
-    move(books, 8, 7, 1)
+    move(books, 8, 7, 1, rollout(version(8)))
     with pytest.raises(ConflictError, match="engine of complaints@7 is not ready"):
         roll_back(books, ready=only(version(8)))
     assert books.traffic("complaints").live == version(8)  # type: ignore[union-attr]
     assert books.open_intent("complaints").intent.id == "rollout-of-8"  # type: ignore[union-attr]
+
+
+# -- a canary and a shadow --------------------------------------------------------------------------------------------
+
+SPEC = CanarySpec(share=0.2, slow_ms=500.0)
+EIGHT = Change("rollout-of-8", "flow-a")
+
+
+def checked(books: Books) -> Intent:
+    """Version 7 answers, 8 has been checked."""
+    move(books, 7, None, 0)
+    return books.begin(rollout(version(8), Phase.CHECKED, was=version(7)), 10.0)
+
+
+def begin(
+    books: Books, change: Change = EIGHT, revision: int = 1, ready: Callable[[VersionRef], bool] = always
+) -> Traffic:
+    return books.begin_canary("complaints", SPEC, 500.0, change=change, from_revision=revision, ready=ready)
+
+
+def test_a_canary_begins_and_ends_with_its_rollout(books: Books, tmp_path: Path) -> None:
+    checked(books)
+    begun = begin(books)
+    assert begun.canary is not None
+    assert (begun.live, begun.canary.version, begun.canary.salt, begun.revision) == (
+        version(7), version(8), "rollout-of-8", 2,
+    )  # fmt: skip
+    assert begin(books) == begun  # the same call again
+    assert books.names_of(version(8).engine) == ["complaints"]
+    with pytest.raises(ConflictError, match="This engine serves complaints"):
+        books.release(version(8).engine, lambda: None)
+    ended = books.end_canary("complaints", EIGHT)
+    assert (ended.canary, ended.revision) == (None, 3)
+    assert books.end_canary("complaints", EIGHT) == ended
+    assert books.names_of(version(8).engine) == []
+    assert Books(tmp_path).traffic("complaints") == ended
+
+
+@pytest.mark.parametrize(
+    ("change", "revision", "phase", "ready", "says"),
+    [
+        (Change("rollout-of-9", "flow-a"), 1, Phase.CHECKED, always, "No change rollout-of-9 of complaints is open"),
+        (Change("rollout-of-8", "flow-b"), 1, Phase.CHECKED, always, "held by flow-a"),
+        (EIGHT, 0, Phase.CHECKED, always, "at revision 1, not 0"),
+        (EIGHT, 1, Phase.CHECKING, always, "A rollout that is checking has no version to try out"),
+        (EIGHT, 1, Phase.SWITCHING, always, "A rollout that is switching has no version to try out"),
+        (EIGHT, 1, Phase.CHECKED, only(version(7)), "engine of complaints@8 is not ready"),
+    ],
+)
+def test_only_a_checked_version_of_the_open_rollout_is_tried_out(
+    books: Books, change: Change, revision: int, phase: Phase, ready: Callable[[VersionRef], bool], says: str
+) -> None:
+    move(books, 7, None, 0)
+    books.begin(rollout(version(8), phase, was=version(7)), 10.0)
+    with pytest.raises(ConflictError, match=says):
+        begin(books, change, revision, ready)
+    assert books.traffic("complaints").canary is None  # type: ignore[union-attr]
+
+
+def test_what_answers_already_is_not_tried_out_and_nor_is_anything_beside_nothing(books: Books) -> None:
+    books.begin(rollout(version(8), Phase.CHECKED), 10.0)
+    with pytest.raises(AbsentError, match="Nothing was rolled out as complaints"):
+        begin(books, revision=0)
+    move(books, 8, None, 0, rollout(version(8)))
+    with pytest.raises(ConflictError, match="complaints@8 answers already"):
+        begin(books)
+
+
+def test_what_has_happened_is_kept_without_a_change_of_traffic(books: Books, tmp_path: Path) -> None:
+    checked(books)
+    begin(books)
+    state = CanaryState(slow_above_ms=500.0, canary_requests=12, canary_failed=9)
+    finding = CanaryFinding(abort=True, reasons=("It fails.",), qualities=())
+    assert books.note_canary("complaints", "rollout-of-8", state, finding)
+    kept = Books(tmp_path).traffic("complaints")
+    assert kept is not None
+    assert kept.canary is not None
+    assert (kept.canary.state, kept.canary.finding, kept.revision) == (state, finding, 2)
+    assert not books.note_canary("complaints", "rollout-of-9", state, None)  # another's
+    books.end_canary("complaints", EIGHT)
+    assert not books.note_canary("complaints", "rollout-of-8", state, None)
+    assert books.traffic("complaints").canary is None  # type: ignore[union-attr]
+
+
+def test_traffic_that_moves_takes_the_canary_out(books: Books) -> None:
+    intent = checked(books)
+    begin(books)
+    moved = move(books, 8, 7, 2, intent)
+    assert (moved.live, moved.canary, moved.revision) == (version(8), None, 3)
+
+
+def test_a_rollback_takes_the_canary_out_and_its_rollout_back(books: Books) -> None:
+    move(books, 6, None, 0)
+    move(books, 7, 6, 1)
+    books.begin(rollout(version(8), Phase.CHECKED, was=version(7)), 10.0)
+    begin(books, revision=2)
+    _, traffic = roll_back(books)
+    assert (traffic.live, traffic.previous, traffic.canary) == (version(6), version(7), None)
+    assert books.history("complaints")[0].problems == ("taken back by a rollback of ann: it answers nonsense",)
+    with pytest.raises(ConflictError, match="No change rollout-of-8 of complaints is open"):
+        begin(books, revision=3)
+
+
+def test_traffic_moves_for_whoever_holds_the_open_change(books: Books) -> None:
+    intent = checked(books)
+    with pytest.raises(ConflictError, match="rollout to complaints@8 by retrain is under way") as refused:
+        move(books, 8, 7, 1)
+    assert refused.value.more["intent"]["id"] == "rollout-of-8"
+    with pytest.raises(ConflictError, match="held by flow-a"):
+        move(books, 8, 7, 1, rollout(version(8), holder="flow-b"))
+    with pytest.raises(ConflictError, match="No change rollout-of-9"):
+        move(books, 8, 7, 1, rollout(version(9)))
+    assert move(books, 8, 7, 1, intent).live == version(8)
+
+
+def shadow(of: VersionRef | None = None, vendor: Vendor | None = None, name: str = "first") -> Shadow:
+    return Shadow(id=name, version=of, vendor=vendor, spec=ShadowSpec(share=0.5), since=rollout(version(1)).at)
+
+
+def test_a_shadow_keeps_its_engine_and_goes_on_until_it_answers_itself(books: Books) -> None:
+    move(books, 7, None, 0)
+    begun = books.begin_shadow("complaints", shadow(version(8)), from_revision=1, by="Ada")
+    assert (begun.shadow, begun.revision) == (shadow(version(8)), 2)
+    assert books.begin_shadow("complaints", shadow(version(8)), from_revision=1, by="Ada") == begun
+    assert books.names_of(version(8).engine) == ["complaints"]
+    assert move(books, 9, 7, 2).shadow == shadow(version(8))  # another goes live, the comparison goes on
+    assert move(books, 8, 9, 3).shadow is None
+    assert books.end_shadow("complaints", by="Ada").revision == 4  # there is none: nothing changes
+
+
+@pytest.mark.parametrize(
+    ("given", "revision", "kind", "says"),
+    [
+        (shadow(version(7)), 1, ConflictError, "complaints@7 is what answers; it cannot be compared with itself"),
+        (shadow(version(8, "prices")), 1, SpecError, "prices@8 is a version of another model"),
+        (shadow(version(8)), 0, ConflictError, "at revision 1, not 0"),
+        (shadow(), 1, SpecError, "A shadow is a version or a vendor"),
+        (shadow(version(8), Vendor(url="https://x/v1", model="m")), 1, SpecError, "A shadow is a version or a vendor"),
+    ],
+)
+def test_a_shadow_that_compares_nothing_is_refused(
+    books: Books, given: Shadow, revision: int, kind: type[Exception], says: str
+) -> None:
+    move(books, 7, None, 0)
+    with pytest.raises(kind, match=says):
+        books.begin_shadow("complaints", given, from_revision=revision, by="Ada")
+
+
+def test_a_second_shadow_waits_for_the_end_of_the_first(books: Books) -> None:
+    move(books, 7, None, 0)
+    vendor = shadow(vendor=Vendor(url="https://x/v1", model="m"), name="vendor")
+    books.begin_shadow("complaints", vendor, from_revision=1, by="Ada")
+    with pytest.raises(ConflictError, match="complaints has a shadow already"):
+        books.begin_shadow("complaints", shadow(version(8)), from_revision=2, by="Ada")
+    assert books.end_shadow("complaints", by="Ada").shadow is None
+    books.begin_shadow("complaints", shadow(version(8)), from_revision=3, by="Ada")
 
 
 # -- crashes --------------------------------------------------------------------------------------------------------

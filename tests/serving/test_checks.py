@@ -3,18 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple, cast
 
 import pytest
 
 from tasks.contracts.errors import GoldenSetError, ServiceError
 from tasks.contracts.prompt import Decoding
 from tasks.contracts.rows import Message, Row, write_rows
-from tasks.contracts.serving import Proof, RolloutSpec
+from tasks.contracts.serving import Proof, RolloutSpec, Trust
 from tasks.contracts.spec import GoldenSpec
-from tasks.serving.checks import SmokeItem, ask_smoke_items, draw_smoke_items, judge_replies
+from tasks.serving.checks import (
+    Reply,
+    SmokeItem,
+    ask_smoke_items,
+    draw_smoke_items,
+    judge_replies,
+    sureness_rows,
+)
 from tasks.serving.client import Served
+from tasks.serving.confidence import scaled
 from tasks.store import digest_file
 from tests.serving.records import version
 
@@ -173,3 +183,117 @@ def test_without_a_certificate_only_the_form_is_checked(
 def test_nothing_asked_is_no_pass() -> None:
     with pytest.raises(ValueError, match="no item was asked"):
         judge_replies((), SEVEN, spec())
+
+
+# -- how sure the answers are ---------------------------------------------------------------------------------------
+
+
+class Sure(NamedTuple):
+    """An answer, and what the gateway says of it."""
+
+    text: str
+    label: str
+    latency_ms: float
+    confidence: float | None
+    review: bool | None
+
+
+TRUST = Trust(temperature=2.0, offset=0.0, at=0.8, target_accuracy=0.95, reviewed=0.2, why="made up")
+TRUSTED = SEVEN.model_copy(update={"trust": TRUST})
+
+
+def replies(*pairs: tuple[float | None, float | None, bool | None], text: str = "card") -> list[Reply]:
+    """Answers as evaluated: confidence then, the one that the gateway says now (scaled), and whether it flags it."""
+    return [
+        Reply(
+            SmokeItem(row(number), "card", then),
+            cast(Served, cast(Any, Sure(text, SEVEN.label, 10.0, now if now is None else scaled(now, 2.0, 0.0), flag))),
+        )
+        for number, (then, now, flag) in enumerate(pairs)
+    ]
+
+
+def test_the_evaluations_confidences_come_with_its_answers(tmp_path: Path) -> None:
+    asked = golden(tmp_path / "golden")
+    said = proof(asked, tmp_path)
+    lines = [{"id": f"i{n}", "prediction": "card", "confidence": n / 40 if n % 2 else None} for n in range(40)]
+    Path(said.outcomes).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = draw_smoke_items(asked, said, 40)
+    assert all(item.confidence == (int(item.row.id[1:]) / 40 if int(item.row.id[1:]) % 2 else None) for item in drawn)
+
+
+def test_the_same_confidences_are_no_problem() -> None:
+    check = judge_replies(replies(*[(0.9, 0.9, False)] * 5, *[(0.5, 0.5, True)] * 5), TRUSTED, spec())
+    assert (check.sure_compared, check.sides_changed, check.problems) == (10, 0, ())
+    assert (check.sure_median, check.sure_largest) == (pytest.approx(0.0), pytest.approx(0.0))
+    assert sureness_rows(check) == [
+        "| Confidence, median difference to the evaluation | 0.0000, at most 0.0000 (10 answers) | |",
+        "| Answers on the other side of the threshold of review | 0 | at most 10% |",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "problems"),
+    [
+        ([(0.79, 0.81, False)], 0),
+        ([(0.79, 0.81, False)] * 2, 0),
+        (
+            [(0.79, 0.81, False), (0.81, 0.79, True), (0.81, None, True)],
+            1,
+        ),
+    ],
+)
+def test_more_than_a_tenth_on_the_other_side_of_the_threshold_is_refused(
+    changed: Sequence[tuple[float | None, float | None, bool | None]], problems: int
+) -> None:
+    same = [(0.9, 0.9, False)] * (20 - len(changed))
+    check = judge_replies(replies(*same, *changed), TRUSTED, spec())
+    assert check.sides_changed == len(changed)
+    assert len(check.problems) == problems
+    assert check.same == 20
+    assert check.sure_compared == 20 - sum(now is None for _, now, _ in changed)
+    step = scaled(0.81, 2.0, 0.0) - scaled(0.79, 2.0, 0.0)
+    assert check.sure_largest == pytest.approx(step)
+    assert check.sure_median == pytest.approx(0.0)
+    if problems:
+        assert check.problems == (
+            "3 of 20 answers are on the other side of the threshold of review than when they were evaluated; at most "
+            "10% may be. The threshold does not hold for this engine.",
+        )
+
+
+def test_without_calibration_the_models_own_confidences_are_compared() -> None:
+    raw = SEVEN.model_copy(update={"trust": TRUST.model_copy(update={"temperature": None, "offset": None})})
+    told = [Reply(SmokeItem(row(0), "card", 0.9), cast(Served, cast(Any, Sure("card", SEVEN.label, 1.0, 0.85, False))))]
+    assert judge_replies(told, raw, spec()).sure_largest == pytest.approx(0.05)
+
+
+@pytest.mark.parametrize(
+    ("trust", "pairs", "text"),
+    [
+        (None, (0.9, 0.2, True), "card"),  # nothing was learnt
+        (TRUST, (None, 0.2, True), "card"),  # the evaluation's engine said nothing
+        (TRUST, (0.9, 0.2, None), "card"),  # the gateway says nothing
+        (TRUST, (0.9, 0.2, True), "loan"),  # another answer, which counts as a difference already
+    ],
+)
+def test_what_cannot_be_compared_is_not(
+    trust: Trust | None, pairs: tuple[float | None, float | None, bool | None], text: str
+) -> None:
+    asked = SEVEN.model_copy(update={"trust": trust})
+    check = judge_replies(replies(pairs, text=text), asked, spec(min_agreement=0.01))
+    assert (check.sure_compared, check.sure_median, check.sure_largest, check.sides_changed) == (0, None, None, 0)
+    assert sureness_rows(check) == []
+    assert not [problem for problem in check.problems if "threshold" in problem]
+
+
+def test_an_answer_that_was_evaluated_as_sure_and_has_no_confidence_now_is_on_the_other_side() -> None:
+    check = judge_replies(replies((0.9, None, True), (0.8, None, True), (0.5, None, True)), TRUSTED, spec())
+    assert (check.sides_changed, check.sure_compared) == (2, 0)
+    assert math.isclose(check.agreement, 1.0)
+    assert check.problems[0].startswith("2 of 3 answers are on the other side")
+
+
+def test_a_single_answer_may_be_on_the_other_side_however_few_there_are() -> None:
+    check = judge_replies(replies((0.9, None, True), (0.5, None, True)), TRUSTED, spec())
+    assert (check.sides_changed, check.problems) == (1, ())

@@ -15,16 +15,14 @@ from scipy.stats import binom
 from tasks.contracts.confidence import Calibration, ConfidenceSpec, Reliability, ReviewThreshold, Scaling
 from tasks.contracts.errors import EvaluationError
 from tasks.evaluation.engines.choices import Choices
+from tasks.logprobs import TokenLogprob, closed_answer_probability, read_logprobs
 from tasks.serving.confidence import (
-    TokenLogprob,
     calibrate_answers,
     calibrate_labels,
     calibrated,
     calibrated_labels,
     choose_threshold,
-    closed_answer_probability,
     needs_review,
-    read_logprobs,
     reliability,
 )
 

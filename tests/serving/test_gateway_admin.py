@@ -46,7 +46,9 @@ def test_nothing_without_the_key(tmp_path: Path, key: str | None) -> None:
             ("GET", "/admin/intents/complaints"), ("POST", "/admin/intents/complaints"),
             ("PUT", "/admin/intents/complaints"), ("GET", "/admin/intents/complaints/history"),
             ("POST", "/admin/intents/complaints/lease"), ("POST", "/admin/intents/complaints/take"),
-            ("POST", "/admin/rollback/complaints"),
+            ("POST", "/admin/rollback/complaints"), ("GET", "/admin/canary/complaints"),
+            ("PUT", "/admin/canary/complaints"), ("DELETE", "/admin/canary/complaints"),
+            ("PUT", "/admin/shadow/complaints"), ("DELETE", "/admin/shadow/complaints"),
         ):  # fmt: skip
             answer = await running.send(method, path, {}, key)
             assert (path, answer.status, answer.error["type"]) == (path, 401, "goldgate")
@@ -196,8 +198,12 @@ def test_what_a_rollout_does_through_its_client(tmp_path: Path) -> None:
             assert refused.value.open == intent
             assert refused.value.lease_left is not None
             client.write(intent.model_copy(update={"phase": Phase.SWITCHING}))
-            assert client.move_traffic("complaints", SEVEN, None, from_revision=0, by="a", why="b").revision == 1
-            assert client.move_traffic("complaints", EIGHT, SEVEN, from_revision=1, by="a", why="b").revision == 2
+            step: dict[str, Any] = {"by": "a", "why": "b", "change": intent}
+            assert client.move_traffic("complaints", SEVEN, None, from_revision=0, **step).revision == 1
+            with pytest.raises(ConflictError, match="rollout to complaints@8 by retrain is under way") as held:
+                client.move_traffic("complaints", EIGHT, SEVEN, from_revision=1, by="a", why="b")  # without its change
+            assert held.value.open is not None
+            assert client.move_traffic("complaints", EIGHT, SEVEN, from_revision=1, **step).revision == 2
             client.write(intent.model_copy(update={"phase": Phase.DONE}))
             rolled_back = client.roll_back("complaints", by="ann", why="nonsense", holder="ann@here")
             assert rolled_back.traffic.live == SEVEN

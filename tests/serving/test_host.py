@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import chain, repeat
 from pathlib import Path
 
 import httpx
@@ -23,11 +24,11 @@ from tasks.contracts.serving import EngineSpec, EngineState, EngineStatus, Versi
 from tasks.contracts.spec import ExecutionSpec
 from tasks.serving.durable import write_durably
 from tasks.serving.host import EngineHost, Pace, end_engines
-from tasks.serving.process import EngineProcess, end_of_log
+from tasks.serving.process import EngineProcess, _after_boot, end_of_log
 from tests.serving.fake_engine import ROOT, Behaviour, FakeCommand
 
 QUICK = Pace(look=0.05, probe=0.2, probe_timeout=5.0, retry=0.02, back_off=(0.0, 0.0), stable=600.0, end=5.0)
-SPEC = EngineSpec(start_seconds=30.0)
+SPEC = EngineSpec(start_seconds=120.0)  # of a machine that has other things to do
 
 
 def version(number: str = "7", name: str = "complaints") -> VersionRef:
@@ -81,7 +82,7 @@ def engines_of(fakes: FakeCommand) -> list[psutil.Process]:
     return found
 
 
-def wait_for(condition: Callable[[], bool], what: str, seconds: float = 30.0) -> None:
+def wait_for(condition: Callable[[], bool], what: str, seconds: float = 150.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, f"waited in vain for: {what}"
@@ -203,13 +204,6 @@ def test_a_model_that_is_refused_is_not_started(hosts: Hosts, fakes: FakeCommand
     host.start(ref, SPEC)
     status = wait_for_state(host, ref.engine, EngineState.FAILED)
     assert "model.norm.weight is missing" in str(status.why)
-    assert engines_of(fakes) == []
-
-
-def test_adapters_are_refused_before_anything_is_started(hosts: Hosts, fakes: FakeCommand) -> None:
-    host, ref = hosts(), version()
-    host.start(ref, EngineSpec(adapters=True))
-    assert "Adapters are not loaded" in str(wait_for_state(host, ref.engine, EngineState.FAILED).why)
     assert engines_of(fakes) == []
 
 
@@ -660,6 +654,13 @@ def test_the_clock_of_the_machine_does_not_matter(
     assert ask(second, ref) == "complaints@7: hi"
     monkeypatch.undo()
     assert engines_of(fakes) == [process]
+
+
+def test_a_clock_that_is_set_while_it_is_read_makes_no_stranger(monkeypatch: pytest.MonkeyPatch) -> None:
+    process, boots = psutil.Process(), chain([1000.0], repeat(1001.0))
+    monkeypatch.setattr(psutil, "boot_time", lambda: next(boots))
+    monkeypatch.setattr(psutil.Process, "create_time", lambda self: 50.0 + psutil.boot_time())
+    assert _after_boot(process) == 50.0
 
 
 def test_what_a_dead_server_had_started_is_ended_with_it(hosts: Hosts, fakes: FakeCommand) -> None:

@@ -12,7 +12,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -21,6 +22,7 @@ from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from tasks.contracts.serving import EngineSpec, EngineState, Phase, VersionRef
+from tasks.contracts.spec import CanarySpec
 from tasks.gate import selftest
 from tasks.registry.serving_aliases import move_champion, resolve_version
 from tasks.serving.client import GatewayClient, gateway_of
@@ -40,6 +42,9 @@ REFUSAL = [
     "begin checking", "start_engine", "write checking", "end_engine", "set_model_version_tag",
     "delete_registered_model_alias", "write refused",
 ]  # fmt: skip
+# With a canary in between.
+TRIED = [*ROLLOUT[:3], "begin_canary", "write checked", *ROLLOUT[3:]]
+TAKEN_BACK = [*ROLLOUT[:3], "begin_canary", "write checked", "end_canary", *REFUSAL[3:]]
 ROLLBACK = [
     "roll_back", "set_model_version_tag", "set_registered_model_alias", "set_registered_model_alias",
     "write switched", "write done",
@@ -51,6 +56,7 @@ class Task:
 
     def __init__(self, shop: Shop, gateway: GatewayClient, folder: Path, name: str) -> None:
         self.shop, self.gateway, self.folder, self.name = shop, gateway, folder, name
+        self.canary: CanarySpec | None = None
         folder.mkdir(exist_ok=True)
 
     def set_up(self, versions: int, *, waits: bool = True) -> None:
@@ -79,7 +85,7 @@ class Task:
     def run(self, what: str = "rollout", count: int = -1) -> int:
         """The exit status: -9 for SIGKILL."""
         spec = self.folder / "spec.json"
-        spec.write_text(self.shop.rollout(self.name, smoke_items=3).model_dump_json())
+        spec.write_text(self.shop.rollout(self.name, smoke_items=3, canary=self.canary).model_dump_json())
         environment = os.environ | {"PYTHONPATH": str(ROOT), "PREFECT_API_URL": str(PREFECT_API_URL.value())}
         command = [sys.executable, "-m", "tests.serving.rollout_child", what, str(spec), str(count),
                    str(self.folder / "journal")]  # fmt: skip
@@ -175,6 +181,74 @@ def test_a_refusal_killed_anywhere_leaves_the_old_one(task: Task, fakes: FakeCom
     assert task.shop.aliases(task.name) == {"champion": "1"}
     assert "goldgate.rollout_refused" in task.shop.tags(task.name, "2")
     assert task.gateway.history(task.name)[0].phase is Phase.REFUSED
+
+
+@contextmanager
+def asking(task: Task, while_tried: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Requests of ever new users; once a version is on trial, `while_tried` has been called before the next one."""
+    over = threading.Event()
+
+    def ask() -> None:
+        number, told = 0, False
+        while not over.wait(0.02):
+            number += 1
+            traffic = task.gateway.traffic(task.name)
+            if traffic is not None and traffic.canary is not None and not told:
+                while_tried()
+                told = True
+            body = {
+                "model": task.name, "user": f"user {number}", "messages": [{"role": "user", "content": "animal 3"}],
+            }  # fmt: skip
+            httpx.post(f"{task.gateway.url}/v1/chat/completions", json=body, timeout=30.0)
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+CANARY = CanarySpec(share=0.5, slow_ms=30_000.0, min_requests=3, min_hours=0.0, max_hours=0.1)
+
+
+@pytest.mark.parametrize("done", range(4, 8), ids=lambda done: f"{done}-{TRIED[done - 1]}")
+def test_a_trial_killed_anywhere(task: Task, done: int) -> None:
+    task.set_up(3)
+    task.canary = CANARY
+    with asking(task):
+        assert task.run(count=done) == -signal.SIGKILL, task.log
+        assert task.made == TRIED[:done]
+        traffic = task.gateway.traffic(task.name)
+        assert traffic is not None
+        assert (traffic.canary is not None) == (done < 7)  # its users go on being answered
+        status = task.run()
+    assert (status, "ended: Rolled out" in task.log) == (0, True), task.log
+    assert task.check_in_step(f"killed after {TRIED[done - 1]}") == ("3", "2")
+    phases = [one.phase for one in task.gateway.history(task.name)]
+    assert phases == ([Phase.DONE, Phase.UNDONE] if done < 6 else [Phase.DONE])
+    trial = task.gateway.history(task.name)[0].trial
+    assert trial is not None
+    assert (trial.state.canary_requests >= 3, trial.state.canary_failed, trial.finding.abort) == (True, 0, False)
+
+
+@pytest.mark.parametrize("done", range(5, 8), ids=lambda done: f"{done}-{TAKEN_BACK[done - 1]}")
+def test_a_bad_trial_killed_anywhere(task: Task, fakes: FakeCommand, done: int) -> None:
+    task.set_up(2)
+    task.canary = CANARY.model_copy(update={"min_requests": 500})
+    with asking(task, lambda: fakes.behave(f"{task.name}@2", Behaviour(status=500))):
+        assert task.run(count=done) == -signal.SIGKILL, task.log
+        assert task.made == TAKEN_BACK[:done]
+        assert task.run() == 0, task.log
+    assert "ended: Refused" in task.log, task.log
+    assert task.check_in_step(f"killed after {TAKEN_BACK[done - 1]}") == ("1", None)
+    assert task.shop.aliases(task.name) == {"champion": "1"}
+    (refused,) = task.gateway.history(task.name)
+    assert refused.phase is Phase.REFUSED
+    assert refused.problems[0].startswith("With the canary requests fail at least ")
+    assert refused.trial is not None
+    assert refused.trial.finding.abort
 
 
 @pytest.mark.parametrize("done", range(1, len(ROLLBACK) + 1), ids=lambda done: f"{done}-{ROLLBACK[done - 1]}")

@@ -9,7 +9,20 @@ from typing import Any
 import pytest
 
 from tasks.contracts.errors import ServiceError
-from tasks.contracts.serving import Aliases, EngineSpec, EngineState, EngineStatus, Intent, Phase, Traffic, VersionRef
+from tasks.contracts.observe import CanaryState, ShadowSpec
+from tasks.contracts.serving import (
+    Aliases,
+    Canary,
+    EngineSpec,
+    EngineState,
+    EngineStatus,
+    Intent,
+    Phase,
+    Shadow,
+    Traffic,
+    VersionRef,
+)
+from tasks.contracts.spec import CanarySpec
 from tasks.serving.client import ConflictError, Lease, LeaseLostError
 from tasks.serving.transaction import (
     Means,
@@ -33,9 +46,29 @@ NEARLY = Aliases(champion="2", previous="1", promoted="2")
 AFTER = Aliases(champion="2", previous="1")
 
 
-def traffic(live: VersionRef, previous: VersionRef | None = None) -> Traffic:
+TRIAL = CanarySpec(share=0.5, min_requests=1, min_hours=0.0, slow_ms=100.0)
+
+
+def traffic(
+    live: VersionRef,
+    previous: VersionRef | None = None,
+    trial: VersionRef | None = None,
+    beside: VersionRef | None = None,
+) -> Traffic:
     at = rollout(ONE).at
-    return Traffic(name="complaints", live=live, previous=previous, revision=1, by="a", why="b", at=at)
+    canary = trial and Canary(version=trial, spec=TRIAL, salt="x", since=at, state=CanaryState(slow_above_ms=100.0))
+    shadow = beside and Shadow(id="x", version=beside, spec=ShadowSpec(), since=at)
+    return Traffic(
+        name="complaints",
+        live=live,
+        previous=previous,
+        canary=canary,
+        shadow=shadow,
+        revision=1,
+        by="a",
+        why="b",
+        at=at,
+    )
 
 
 def engines(**states: EngineState) -> tuple[EngineStatus, ...]:
@@ -67,6 +100,14 @@ TABLE = [
     ("checked, it is previous", to_two(Phase.CHECKED), BOTH, traffic(ONE, TWO), BEFORE, Step.CLOSE_UNDONE),
     ("checked, it is live", to_two(Phase.CHECKED, was=TWO), BOTH, LIVE_2, AFTER, Step.CLOSE_UNDONE),
     ("checking the first", to_two(Phase.CHECKING, was=None), engines(two=READY), None, BEFORE, Step.END_ENGINE),
+    # ... while it was tried out: it gets no requests before it is ended
+    ("on trial", to_two(Phase.CHECKED), BOTH, traffic(ONE, trial=TWO), BEFORE, Step.END_CANARY),
+    ("on trial, worse", to_two(Phase.CHECKED, problems=PROBLEM), BOTH, traffic(ONE, trial=TWO), BEFORE,
+     Step.END_CANARY),
+    ("on trial, it died", to_two(Phase.CHECKED), engines(one=READY, two=FAILED), traffic(ONE, trial=TWO), BEFORE,
+     Step.END_CANARY),
+    ("trial is over", to_two(Phase.CHECKED), BOTH, LIVE_1, BEFORE, Step.END_ENGINE),
+    ("checked, it is a shadow", to_two(Phase.CHECKED), BOTH, traffic(ONE, beside=TWO), BEFORE, Step.CLOSE_UNDONE),
     # the check has said no
     ("refused", to_two(Phase.CHECKING, problems=PROBLEM), BOTH, LIVE_1, BEFORE, Step.END_ENGINE),
     ("ended", to_two(Phase.CHECKING, problems=PROBLEM), engines(two=STOPPED), LIVE_1, BEFORE, Step.REFUSE),
@@ -74,6 +115,9 @@ TABLE = [
     ("newer waits", to_two(Phase.CHECKING, problems=PROBLEM), (), LIVE_1, Aliases(promoted="3"), Step.CLOSE_REFUSED),
     # within the switch
     ("to move", to_two(Phase.SWITCHING), BOTH, LIVE_1, BEFORE, Step.MOVE_TRAFFIC),
+    ("to move, on trial", to_two(Phase.SWITCHING), BOTH, traffic(ONE, trial=TWO), BEFORE, Step.MOVE_TRAFFIC),
+    ("it is gone, on trial", to_two(Phase.SWITCHING), engines(one=READY), traffic(ONE, trial=TWO), BEFORE,
+     Step.END_CANARY),
     ("first to move", to_two(Phase.SWITCHING, was=None), engines(two=READY), None, BEFORE, Step.MOVE_TRAFFIC),
     ("it starts", to_two(Phase.SWITCHING), engines(two=STARTING), LIVE_1, BEFORE, Step.WAIT),
     ("it is gone", to_two(Phase.SWITCHING), engines(one=READY), LIVE_1, BEFORE, Step.CLOSE_UNDONE),
@@ -103,6 +147,8 @@ TABLE = [
     ("switched", to_two(Phase.SWITCHED), BOTH, LIVE_2, AFTER, Step.CLOSE_DONE),
     ("switched, one too many", to_two(Phase.SWITCHED), engines(one=READY, two=READY, three=READY), LIVE_2, AFTER,
      Step.RETIRE),
+    ("switched, one is a shadow", to_two(Phase.SWITCHED), engines(one=READY, two=READY, three=READY),
+     traffic(TWO, ONE, beside=THREE), AFTER, Step.CLOSE_DONE),
     ("switched, one draining", to_two(Phase.SWITCHED), engines(two=READY, three=EngineState.DRAINING), LIVE_2, AFTER,
      Step.CLOSE_DONE),
     ("switched, alias lost", to_two(Phase.SWITCHED), BOTH, LIVE_2, BEFORE, Step.MOVE_ALIASES),
@@ -195,8 +241,10 @@ class World:
             self.desk.start_engine(ONE, EngineSpec())
             self.desk.move_traffic("complaints", ONE, None, from_revision=0, by="a", why="b")
 
-    def roll_out(self, to: VersionRef, *, problems: tuple[str, ...] = (), holder: str = "") -> Intent:
-        """What the flow does: finish what was left, begin, start, check, decide, bring to the end."""
+    def roll_out(
+        self, to: VersionRef, *, problems: tuple[str, ...] = (), holder: str = "", tried: bool = False
+    ) -> Intent:
+        """What the flow does: finish what was left, begin, start, check, try out, decide, bring to the end."""
         self.attempts += 1
         holder = holder or f"attempt {self.attempts}"
         finish_left(self.means, "complaints", holder, wait_seconds=0.0)
@@ -210,9 +258,16 @@ class World:
         def beside(change: Intent, lease: Lease) -> Intent:
             self.desk.start_engine(change.to, EngineSpec())
             found = change.model_copy(update={"problems": problems})
-            if problems:
+            if problems and not tried:
                 return self.desk.write(found)
-            self.desk.write(found.model_copy(update={"phase": Phase.CHECKED}))
+            found = self.desk.write(change.model_copy(update={"phase": Phase.CHECKED}))
+            if tried:
+                now = self.desk.traffic("complaints")
+                assert now is not None
+                self.desk.begin_canary(found, TRIAL, from_revision=now.revision)
+                found = self.desk.write(found.model_copy(update={"problems": problems}))
+                if problems:
+                    return found
             return self.desk.write(found.model_copy(update={"phase": Phase.SWITCHING}))
 
         return work_on(self.means, intent, beside)
@@ -266,25 +321,30 @@ def test_a_refused_version_changes_nothing(tmp_path: Path) -> None:
     assert world.registry.refused == {"2": PROBLEM}
 
 
-def kill_points(tmp_path: Path, problems: tuple[str, ...], first: bool) -> list[str]:
+def kill_points(tmp_path: Path, problems: tuple[str, ...], first: bool, tried: bool) -> list[str]:
     world = World(tmp_path, first=first)
     world.fuse.burn(-1)
-    world.roll_out(TWO, problems=problems)
+    world.roll_out(TWO, problems=problems, tried=tried)
     return world.fuse.made
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["before", "after"])
-@pytest.mark.parametrize("first", [False, True], ids=["second", "first"])
+@pytest.mark.parametrize(
+    ("first", "tried"), [(False, False), (True, False), (False, True)], ids=["second", "first", "tried"]
+)
 @pytest.mark.parametrize("problems", [(), PROBLEM], ids=["good", "bad"])
-def test_killed_anywhere_it_ends_in_step(tmp_path: Path, problems: tuple[str, ...], first: bool, lost: bool) -> None:
-    made = kill_points(tmp_path / "whole", problems, first)
-    assert len(made) >= (6 if problems else 8)
+def test_killed_anywhere_it_ends_in_step(
+    tmp_path: Path, problems: tuple[str, ...], first: bool, tried: bool, lost: bool
+) -> None:
+    made = kill_points(tmp_path / "whole", problems, first, tried)
+    assert len(made) >= (6 if problems else 8) + tried
+    assert ("begin canary" in made, "end canary" in made) == (tried, tried and bool(problems))
     for done in range(1, len(made) + 1) if lost else range(len(made)):
         folder = tmp_path / str(done)
         world = World(folder, first=first)
         world.fuse.burn(done, lost=lost)
         with pytest.raises(Killed):
-            world.roll_out(TWO, problems=problems)
+            world.roll_out(TWO, problems=problems, tried=tried)
         world.revive(folder)
         where = f"killed {'after' if lost else 'before'} {made[done - 1] if lost else made[done]}"
         waits = world.registry.aliases.get("promoted") == "2"
@@ -292,7 +352,7 @@ def test_killed_anywhere_it_ends_in_step(tmp_path: Path, problems: tuple[str, ..
         assert world.desk.open_intent("complaints") is None, where
         if world.registry.aliases.get("promoted") == "2":  # undone, or never begun: it is asked again
             assert waits, where
-            world.roll_out(TWO, problems=problems)
+            world.roll_out(TWO, problems=problems, tried=tried)
         if problems:
             assert world.registry.refused == {"2": PROBLEM}, where
             assert world.registry.aliases == ({} if first else {"champion": "1"}), where
@@ -303,6 +363,28 @@ def test_killed_anywhere_it_ends_in_step(tmp_path: Path, problems: tuple[str, ..
             assert world.registry.aliases.get("champion") == "2", where
         last = world.desk.history("complaints")[0]
         assert last.phase is (Phase.REFUSED if problems else Phase.DONE), where
+        goes = world.desk.traffic("complaints")
+        assert goes is None or goes.canary is None, where
+
+
+def test_a_killed_trial_ends_before_its_engine(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.fuse.burn(4, lost=True)
+    with pytest.raises(Killed):
+        world.roll_out(TWO, tried=True)
+    assert world.fuse.made[-1] == "begin canary"
+    world.revive(tmp_path)
+    goes = world.desk.traffic("complaints")
+    assert goes is not None
+    assert goes.canary is not None  # its share of the requests goes on being answered, and judged, meanwhile
+    assert goes.canary.version == TWO
+    ended = finish_left(world.means, "complaints", "the next", wait_seconds=0.0)
+    assert ended is not None
+    assert ended.intent.phase is Phase.UNDONE
+    assert [text.partition(": ")[2] for text in world.said[-3:]] == [
+        "end the canary", "end the new engine", "record that it was undone",
+    ]  # fmt: skip
+    assert world.fuse.made == ["take", "end canary", "end engine", "write undone"]
 
 
 @pytest.mark.parametrize("lost", [False, True], ids=["before", "after"])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -85,6 +86,57 @@ def find_source(data: DataSpec) -> Source:
         raise _cannot_reach(data.source, error) from error
 
 
+def find_also(data: DataSpec, source: Source) -> tuple[Part, ...]:
+    """The further files of rows that are there and not empty, in the order in which the spec names them.
+
+    Raises:
+        DataError: one is no file, is a part of the source already, or cannot be reached.
+    """
+    own = {(type(part.fs), part.path) for part in source.parts}
+    parts: list[Part] = []
+    for uri in data.also:
+        fs, path = _file_system(uri)
+        try:
+            fs.invalidate_cache()
+            if not fs.exists(path):
+                continue
+            if not fs.isfile(path):
+                raise _wrong_also(uri, "is no file")
+            size = fs.size(path)
+        except OSError as error:
+            raise cannot_read(uri, error) from error
+        except DataError:
+            raise
+        except Exception as error:
+            if isinstance(fs, LocalFileSystem):
+                raise
+            raise _cannot_reach(uri, error) from error
+        if (type(fs), path) in own:
+            raise _wrong_also(uri, "is a part of the source, or named twice, so its rows would be read twice")
+        own.add((type(fs), path))
+        if size != 0:
+            parts.append(_part(fs, path, PurePosixPath(path).name, uri, size))
+    return tuple(parts)
+
+
+def missing_also(data: DataSpec) -> tuple[str, ...]:
+    """Those of the further files that are not there yet.
+
+    Raises:
+        DataError: one cannot be reached.
+    """
+    missing = []
+    for uri in data.also:
+        fs, path = _file_system(uri)
+        try:
+            there = fs.exists(path)
+        except Exception as error:
+            raise _cannot_reach(uri, error) from error
+        if not there:
+            missing.append(uri)
+    return tuple(missing)
+
+
 def digest_of(source: Source) -> str:
     """sha256 of a file's bytes, or over the names and bytes of all parts of a folder.
 
@@ -108,6 +160,24 @@ def join_digests(source: Source, digests: dict[str, str]) -> str:
     if source.several or source.format is DataFormat.DATASET:
         return digest_files(digests)
     return digests[source.parts[0].name]
+
+
+def digest_part(part: Part) -> str:
+    """sha256 of a file's bytes, as stored.
+
+    Raises:
+        DataError: it may not be read.
+    """
+    with read_once(part) as raw:
+        raw.drain()
+        return raw.digest
+
+
+def join_also(digest: str, also: Sequence[str]) -> str:
+    """The digest of a source and of its further files, from their own; without any it is the source's."""
+    if not also:
+        return digest
+    return digest_files({"source": digest, **{f"also {number}": one for number, one in enumerate(also, start=1)}})
 
 
 # -- finding ------------------------------------------------------------------------------------------------------
@@ -290,6 +360,14 @@ def no_rows(shown: str, what: str) -> DataError:
     """The error that a source without rows gives."""
     return DataError(
         f"The data source {what}.", where=shown, fix="check how it was written; it must hold at least one row"
+    )
+
+
+def _wrong_also(uri: str, what: str) -> DataError:
+    return DataError(
+        f"A further file of rows {what}.",
+        where=uri,
+        fix="name in `data.also` JSON Lines files beside the source, each once",
     )
 
 

@@ -18,6 +18,7 @@ from tasks.contracts.progress import Progress, ProgressListener
 from tasks.contracts.prompt import Decoding, Prompt
 from tasks.contracts.rows import Row
 from tasks.evaluation.engines.engine import Answer
+from tasks.logprobs import closed_answer_probability, read_logprobs
 
 API_KEY = "OPENAI_API_KEY"
 _ATTEMPTS = 5
@@ -41,6 +42,7 @@ class OpenAIEngine:
         batch_size: int,
         identity: str | None = None,
         reads_calls: bool = False,
+        says_confidence: bool = False,
         timeout: float = 120.0,
         backoff: float = 0.5,
     ) -> None:
@@ -53,6 +55,8 @@ class OpenAIEngine:
             identity: what evaluations share, if the caller knows more than the address.
             reads_calls: the server, a vLLM, is to hand on calls of tools as the model writes them, and they are read
                 here; without it the server reads them, if it can.
+            says_confidence: its log-probabilities are those among the tokens that were allowed, so that closed answers
+                have a confidence. Servers differ in that, and do not say.
             timeout: seconds for one request.
             backoff: seconds before the second attempt; doubled for each further one.
 
@@ -64,6 +68,7 @@ class OpenAIEngine:
         self._batch_size = batch_size
         self._identity = identity or openai_identity(url)
         self._reads_calls = reads_calls
+        self._says_confidence = says_confidence
         self._backoff = backoff
         self._key = os.environ.get(API_KEY)
         self._client = httpx.Client(
@@ -107,14 +112,18 @@ class OpenAIEngine:
         body = question(self._model, prompt, row, decoding)
         if not self._reads_calls:  # what only a vLLM knows
             body = {name: value for name, value in body.items() if name not in ("tool_choice", "skip_special_tokens")}
+        sure = self._says_confidence and bool(decoding.choices)
+        if sure:
+            body["logprobs"] = True
         started = time.perf_counter()
         record = self._request("POST", "chat/completions", body, about=f"item {row.id}")
         try:
-            message = record["choices"][0]["message"]
+            choice = record["choices"][0]
+            message = choice["message"]
             usage = record.get("usage") or {}
             return Answer(
                 prediction=said(message, tools=bool(prompt.tools)),
-                confidence=None,  # servers differ in whether logprobs are those before or after the constraint
+                confidence=_confidence(choice, decoding.choices, f"item {row.id}") if sure else None,
                 latency_ms=1000 * (time.perf_counter() - started),
                 prompt_tokens=int(usage.get("prompt_tokens", 0)),
                 output_tokens=int(usage.get("completion_tokens", 0)),
@@ -213,6 +222,18 @@ class OpenAIEngine:
         shown = text.replace(self._key, "***") if self._key else text
         shown = " ".join(shown.split())
         return shown if len(shown) <= _EXCERPT else f"{shown[:_EXCERPT]}…"
+
+
+def _confidence(choice: Mapping[str, Any], choices: Sequence[str], where: str) -> float | None:
+    """The probability of an answer among the choices; None for an answer that is none of them.
+
+    Raises:
+        EvaluationError: the log-probabilities do not spell the answer.
+    """
+    answer = choice["message"]["content"]
+    if answer not in choices:
+        return None
+    return closed_answer_probability(read_logprobs(choice["logprobs"]["content"], where), answer, choices, where)
 
 
 def _api_root(url: str) -> str:

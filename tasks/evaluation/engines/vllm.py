@@ -142,7 +142,9 @@ class VllmEngine:
         except BaseException:
             self.close()
             raise
-        return OpenAIEngine(url, _MODEL, batch_size=self._batch_size, identity=self.identity, reads_calls=True)
+        return OpenAIEngine(
+            url, _MODEL, batch_size=self._batch_size, identity=self.identity, reads_calls=True, says_confidence=True
+        )
 
     def _command(self, port: int) -> list[str]:
         config = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))
@@ -155,6 +157,7 @@ class VllmEngine:
             "--max-model-len", str(context),
             "--generation-config", "vllm",  # no sampling defaults from the model's files: decoding is greedy everywhere
             "--enforce-eager",  # compiling costs a minute at each start, and an evaluation takes less
+            "--logprobs-mode", "processed_logprobs",  # of what was drawn, after the constraint to choices
             "--shutdown-timeout", "20",  # without it, ending waits minutes for requests under way
         ]  # fmt: skip
 

@@ -14,13 +14,24 @@ from starlette.routing import Route
 
 from tasks.contracts.errors import GoldgateError, ServiceError, SpecError, StoreError
 from tasks.contracts.parse import problems
-from tasks.contracts.serving import EngineSpec, EngineState, EngineStatus, Intent, LimitSpec, VersionRef
-from tasks.contracts.spec import Frozen
-from tasks.serving.books import AbsentError, Books, ConflictError
+from tasks.contracts.serving import (
+    EngineSpec,
+    EngineState,
+    EngineStatus,
+    Intent,
+    LimitSpec,
+    Shadow,
+    Traffic,
+    VersionRef,
+)
+from tasks.contracts.spec import CanarySpec, Frozen
+from tasks.serving.books import AbsentError, Books, Change, ConflictError
 from tasks.serving.gateway.engines import Engines
 from tasks.serving.gateway.public import Public, bearer
 from tasks.serving.gateway.receive import read_body
 from tasks.serving.gateway.refusal import Refusal
+from tasks.serving.gateway.shadowing import Shadowing
+from tasks.serving.gateway.splits import Splits
 from tasks.serving.keys import same_key
 
 _KIND = "goldgate"
@@ -38,6 +49,13 @@ class StartEngine(Frozen):
     spec: EngineSpec
 
 
+class OfChange(Frozen):
+    """Which change asks, and who works on it."""
+
+    id: str
+    holder: str
+
+
 class MoveTraffic(Frozen):
     """Let a name mean another engine."""
 
@@ -46,6 +64,29 @@ class MoveTraffic(Frozen):
     from_revision: int = Field(ge=0)
     by: str
     why: str
+    change: OfChange | None = None
+
+
+class BeginCanary(Frozen):
+    """Let a version that was checked answer a share of the requests."""
+
+    change: OfChange
+    spec: CanarySpec
+    from_revision: int = Field(ge=0)
+
+
+class EndCanary(Frozen):
+    """Let it answer no more."""
+
+    change: OfChange
+
+
+class BeginShadow(Frozen):
+    """Let a version or a vendor answer a share of the requests unseen."""
+
+    shadow: Shadow
+    from_revision: int = Field(ge=0)
+    by: str
 
 
 class WriteIntent(Frozen):
@@ -82,8 +123,18 @@ class RollBack(Frozen):
 class Admin:
     """The handlers; what they call may wait for the disk, so it runs in threads."""
 
-    def __init__(self, engines: Engines, books: Books, public: Public, key: str, limits: LimitSpec) -> None:
+    def __init__(
+        self,
+        engines: Engines,
+        books: Books,
+        public: Public,
+        key: str,
+        limits: LimitSpec,
+        splits: Splits,
+        shadowing: Shadowing,
+    ) -> None:
         self._engines, self._books, self._public, self._key, self._limits = engines, books, public, key, limits
+        self._splits, self._shadowing = splits, shadowing
 
     def routes(self) -> list[Route]:
         """Its routes."""
@@ -95,6 +146,11 @@ class Admin:
             ("GET", "/admin/traffic", self._list_traffic),
             ("GET", "/admin/traffic/{name}", self._show_traffic),
             ("PUT", "/admin/traffic/{name}", self._move_traffic),
+            ("GET", "/admin/canary/{name}", self._show_canary),
+            ("PUT", "/admin/canary/{name}", self._begin_canary),
+            ("DELETE", "/admin/canary/{name}", self._end_canary),
+            ("PUT", "/admin/shadow/{name}", self._begin_shadow),
+            ("DELETE", "/admin/shadow/{name}", self._end_shadow),
             ("GET", "/admin/intents/{name}", self._show_intent),
             ("POST", "/admin/intents/{name}", self._begin),
             ("PUT", "/admin/intents/{name}", self._advance),
@@ -201,8 +257,63 @@ class Admin:
             await asyncio.to_thread(
                 self._books.move_traffic, request.path_params["name"], asked.live, asked.previous,
                 from_revision=asked.from_revision, by=asked.by, why=asked.why, ready=self.ready,
+                change=_change(asked.change) if asked.change is not None else None,
             )
         )  # fmt: skip
+
+    # -- a canary and a shadow ----------------------------------------------------------------------------------
+
+    async def _show_canary(self, request: Request) -> Response:
+        name = request.path_params["name"]
+        traffic = self._books.traffic(name)
+        if traffic is None:
+            raise AbsentError("Nothing was rolled out under this name.", where=name, fix="see /admin/traffic")
+        return _record(await self._splits.status(traffic))
+
+    async def _begin_canary(self, request: Request) -> Response:
+        asked = await self._body(request, BeginCanary)
+        name = request.path_params["name"]
+        now = self._books.traffic(name)
+        begun = now.canary if now is not None else None
+        if begun is not None and begun.salt == asked.change.id:  # asked again, perhaps of a gateway that has restarted
+            slow_above_ms = begun.state.slow_above_ms
+        else:
+            slow_above_ms = self._splits.slow_above_ms(name, asked.spec)
+        return _record(
+            await asyncio.to_thread(
+                self._books.begin_canary, name, asked.spec, slow_above_ms, change=_change(asked.change),
+                from_revision=asked.from_revision, ready=self.ready,
+            )
+        )  # fmt: skip
+
+    async def _end_canary(self, request: Request) -> Response:
+        asked = await self._body(request, EndCanary)
+        return _record(
+            await asyncio.to_thread(self._books.end_canary, request.path_params["name"], _change(asked.change))
+        )  # fmt: skip
+
+    async def _begin_shadow(self, request: Request) -> Response:
+        asked = await self._body(request, BeginShadow)
+        name = request.path_params["name"]
+
+        def begin() -> Traffic:
+            self._shadowing.check(asked.shadow)
+            now = self._books.traffic(name)
+            noted = now is not None and now.shadow is None
+            if now is not None and noted:
+                self._shadowing.note(now.live, asked.shadow)  # before the first pair
+            try:
+                return self._books.begin_shadow(name, asked.shadow, from_revision=asked.from_revision, by=asked.by)
+            except GoldgateError:
+                if noted:
+                    self._shadowing.forget(asked.shadow)
+                raise
+
+        return _record(await asyncio.to_thread(begin))
+
+    async def _end_shadow(self, request: Request) -> Response:
+        by = request.query_params.get("by") or "unknown"
+        return _record(await asyncio.to_thread(self._books.end_shadow, request.path_params["name"], by=by))
 
     # -- changes ------------------------------------------------------------------------------------------------
 
@@ -271,6 +382,10 @@ class Admin:
         except ValidationError as error:
             said = "; ".join(problems(kind, error)[:20])
             raise SpecError(f"The request does not fit: {said}", where=request.url.path, fix="change it") from error
+
+
+def _change(asked: OfChange) -> Change:
+    return Change(asked.id, asked.holder)
 
 
 def _refusal(error: GoldgateError) -> Refusal:

@@ -22,6 +22,9 @@ from tasks.serving.gateway.engines import Engines
 from tasks.serving.gateway.public import PATHS, Public
 from tasks.serving.gateway.receive import ClientGoneError
 from tasks.serving.gateway.refusal import Receive, Refusal, Scope, Send
+from tasks.serving.gateway.reviews import Reviews
+from tasks.serving.gateway.shadowing import Shadowing
+from tasks.serving.gateway.splits import Splits
 from tasks.serving.gateway.tracing import Tracing
 from tasks.serving.keys import Keys
 from tasks.serving.metrics import CONTENT_TYPE, Metrics
@@ -46,14 +49,20 @@ class Gateway:
         log: RequestLog | None = None,
         metrics: Metrics | None = None,
         tracing: Tracing | None = None,
+        splits: Splits | None = None,
+        shadowing: Shadowing | None = None,
+        reviews: Reviews | None = None,
     ) -> None:
         self._spec, self._engines, self._books = spec, engines, books
         self.metrics = metrics or Metrics()
+        self.splits = splits or Splits(engines, books, self.metrics)
+        self.shadowing = shadowing or Shadowing(engines, books, self.metrics, mask=None, fill_in=spec.fill_in)
         self.public = Public(
             engines, books, spec.limits, self.metrics, keys=keys, admin_key=admin_key, log=log, tracing=tracing,
-            fill_in=spec.fill_in,
+            fill_in=spec.fill_in, choose=self.splits.choose,
+            followers=(self.splits, self.shadowing, *((reviews,) if reviews is not None else ())),
         )  # fmt: skip
-        self._admin = Admin(engines, books, self.public, admin_key, spec.limits)
+        self._admin = Admin(engines, books, self.public, admin_key, spec.limits, self.splits, self.shadowing)
         self.metrics.watch(
             engines=engines.statuses,
             traffic=books.all_traffic,
@@ -68,6 +77,7 @@ class Gateway:
                 Route("/v1/models", self._models),
                 Route("/v1/models/{model:path}", self._model),
                 *self._admin.routes(),
+                *(reviews.routes(self._admin.check_key, spec.limits) if reviews is not None else ()),
             ],
             exception_handlers={Refusal: _refused, HTTPException: _no_route, ClientGoneError: _nobody, 500: _defect},
         )
@@ -82,7 +92,7 @@ class Gateway:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         """Hold what it needs to answer."""
-        async with self.public.connected():
+        async with self.public.connected(), self.splits.keeping(), self.shadowing.running():
             yield
 
     async def drain(self) -> None:

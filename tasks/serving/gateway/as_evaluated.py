@@ -44,6 +44,8 @@ def left_open(body: Mapping[str, Any], version: VersionRef, *, chat: bool) -> di
     decoding = version.decoding
     if not any(name in body for name in _LENGTHS):
         fields["max_tokens"] = decoding.max_new_tokens
+    if version.prompt.tools and not any(name in body for name in _FORMS):
+        fields |= version.prompt.template_options
     if decoding.choices and not any(name in body for name in _FORMS):
         fields["structured_outputs"] = {"choice": list(decoding.choices)}
     return fields

@@ -27,6 +27,10 @@ class Reached(Protocol):
     def key(self) -> str:
         """Its key; it reaches no client."""
 
+    @property
+    def model(self) -> str | None:
+        """What it is asked for, where that is not its label: an adapter's name."""
+
 
 class Engines(Protocol):
     """Starts engines, watches them and ends them. See `tasks.serving.host.EngineHost`."""

@@ -1,7 +1,8 @@
 """Requests of clients: whose they are, which engine answers, and its answer passed on as it comes.
 
 A request goes to one engine from its begin to its end, whatever happens to traffic meanwhile. It is parsed once, and
-changed in two places: the model is the version that was chosen, and what it leaves open is said (`as_evaluated`).
+changed in three places: the model is the version that was chosen, what it leaves open is said (`as_evaluated`), and
+where the answer is one of the version's choices, the engine is asked how sure it is (`closed`).
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import re
 import time
 import uuid
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from http import HTTPStatus
+from typing import Any, NamedTuple, Protocol
 
 import aiohttp
 import orjson
@@ -24,7 +26,9 @@ from yarl import URL
 from tasks.contracts.serving import EngineState, LimitSpec, Traffic, VersionRef
 from tasks.serving.books import Books
 from tasks.serving.gateway.admission import Rate, Turnstile
+from tasks.serving.gateway.as_calls import CallsAsked, calls_request
 from tasks.serving.gateway.as_evaluated import left_open
+from tasks.serving.gateway.closed import Closed, Read, closed_request, whole_events
 from tasks.serving.gateway.engines import Engines, Reached
 from tasks.serving.gateway.receive import ClientGoneError, read_body, read_json
 from tasks.serving.gateway.refusal import CLIENT_GONE, Receive, Refusal, Scope, Send, send_bytes, send_refusal
@@ -35,6 +39,8 @@ from tasks.serving.request_log import Asked, RequestLog
 
 PATHS = frozenset({"/v1/chat/completions", "/v1/completions"})
 VERSION_HEADER = b"x-goldgate-version"
+CONFIDENCE_HEADER = b"x-goldgate-confidence"  # calibrated where that could be learnt; only of whole answers
+REVIEW_HEADER = b"x-goldgate-review"  # yes or no
 
 _CONNECT_SECONDS = 5.0
 _KEEP_SECONDS = 2.0  # for an idle connection to an engine; vLLM closes it after five, and must not be first
@@ -63,7 +69,13 @@ class Exchange:
         version: the version that was chosen; empty before.
         key: name of the client's key; empty for none.
         body: the request, parsed.
-        keep: whether the log wants it.
+        log: whether the log wants it.
+        keep: whether anybody wants its answer's bytes.
+        canary: whether its key belongs to a canary; None where there is none. It stays so if another version answers.
+        canary_key: by what it was drawn.
+        confidence: probability of a closed answer, as the model gives it; None where there is none.
+        certainty: the same, calibrated; None where nothing could be learnt.
+        flagged: whether a person is to look at the answer; None where nobody says.
         began: clock reading when its body was whole; the following are readings of the same clock.
         waited: seconds that it waited for others.
         sent: when it went to the engine.
@@ -87,7 +99,13 @@ class Exchange:
     version: str = ""
     key: str = ""
     body: Mapping[str, Any] = field(default_factory=dict)
+    log: bool = False
     keep: bool = False
+    canary: bool | None = None
+    canary_key: str = ""
+    confidence: float | None = None
+    certainty: float | None = None
+    flagged: bool | None = None
     began: float | None = None
     waited: float = 0.0
     sent: float | None = None
@@ -110,18 +128,22 @@ class _Named(NamedTuple):
     version: VersionRef | None
 
 
-# The two places where more will hook in: who answers, and what is done with an answer when the client has it.
+class Follower(Protocol):
+    """Whoever does something with requests that have been answered. Both methods must not wait."""
+
+    def wants(self, exchange: Exchange) -> bool:
+        """Whether it wants the answer's bytes; asked when the request is known, before it is answered."""
+
+    def ended(self, exchange: Exchange) -> None:
+        """The client has its answer, or there is none."""
 
 
-def choose_version(traffic: Traffic, exchange: Exchange) -> VersionRef:
-    """The version that answers a request for a name."""
+Chooser = Callable[[Traffic, Exchange], VersionRef]
+
+
+def live_version(traffic: Traffic, exchange: Exchange) -> VersionRef:
+    """The version that answers a request for a name, where nothing is on trial."""
     return traffic.live
-
-
-def after_answer(exchange: Exchange, log: RequestLog | None) -> None:
-    """What is done with a request that has ended; must not wait."""
-    if log is not None and exchange.keep:
-        log.offer(_asked(exchange, time.perf_counter()))
 
 
 class Public:
@@ -139,11 +161,13 @@ class Public:
         log: RequestLog | None = None,
         tracing: Tracing | None = None,
         fill_in: bool = True,
+        choose: Chooser = live_version,
+        followers: Sequence[Follower] = (),
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._engines, self._books, self._limits, self._metrics = engines, books, limits, metrics
         self._keys, self._admin_key, self._log, self._tracing = keys, admin_key, log, tracing
-        self._fill_in, self._clock = fill_in, clock
+        self._fill_in, self._choose, self._followers, self._clock = fill_in, choose, tuple(followers), clock
         self._turnstiles: dict[str, Turnstile] = {}
         self._rates: dict[str, Rate] = {}
         self._labels: dict[str, VersionRef] = {}
@@ -256,7 +280,8 @@ class Public:
         exchange.asked = asked
         named = self._named(asked)
         exchange.name = named.name
-        exchange.keep = self._log is not None and self._log.wants(exchange.id)
+        exchange.log = self._log is not None and self._log.wants(exchange.id)
+        exchange.keep = any([exchange.log, *(follower.wants(exchange) for follower in self._followers)])
         exchange.task = asyncio.current_task()
         watching = asyncio.create_task(_watch(receive, exchange))
         try:
@@ -296,7 +321,7 @@ class Public:
         """Ask the engine that answers now; one that cannot be reached at all, once more."""
         refused: str | None = None
         for _ in range(2):
-            version = named.version or choose_version(self._live(named.name), exchange)
+            version = named.version or self._choose(self._live(named.name), exchange)
             engine = version.engine
             endpoint = self._engines.endpoint(engine)
             if endpoint is None:
@@ -316,9 +341,17 @@ class Public:
         if self._session is None:
             raise RuntimeError("the gateway is not connected")
         exchange.version = endpoint.label
-        fields = left_open(exchange.body, version, chat=self._fill_in and exchange.path.endswith("/chat/completions"))
-        if exchange.asked != endpoint.label:
-            fields["model"] = endpoint.label
+        chat = exchange.path.endswith("/chat/completions")
+        fields = left_open(exchange.body, version, chat=self._fill_in and chat)
+        closed = closed_request(exchange.body, fields, version, chat=chat)
+        if closed is not None:
+            fields |= closed.fields
+        calls = calls_request(exchange.body, fields, version, chat=chat)
+        if calls is not None:
+            fields |= calls.fields
+        model = endpoint.model or endpoint.label
+        if exchange.asked != model:
+            fields["model"] = model
         body = orjson.dumps({**exchange.body, **fields}) if fields else raw
         exchange.sent = time.perf_counter()
         try:
@@ -326,43 +359,64 @@ class Public:
                 self._url(endpoint.url, exchange.path), data=body, headers=self._headers(exchange, endpoint.key),
                 allow_redirects=False,
             ) as answer:  # fmt: skip
-                await self._pass_on(exchange, endpoint, answer, out)
+                await self._pass_on(exchange, endpoint, closed, calls, answer, out)
         except aiohttp.ClientConnectorError:
             raise  # it has not seen a byte of the request
         except (aiohttp.ClientError, OSError) as error:
             self._look_at(endpoint.engine)
             raise _engine_failed(endpoint.label, f"its answer was cut off ({type(error).__name__})") from error
 
-    async def _pass_on(self, exchange: Exchange, endpoint: Reached, answer: aiohttp.ClientResponse, out: _Out) -> None:
+    async def _pass_on(
+        self,
+        exchange: Exchange,
+        endpoint: Reached,
+        closed: Closed | None,
+        calls: CallsAsked | None,
+        answer: aiohttp.ClientResponse,
+        out: _Out,
+    ) -> None:
         if answer.status >= 500 or answer.status in (401, 403):  # of these two it is our key that it does not like
             said = _message(await answer.read())
             exchange.last = time.perf_counter()
             self._look_at(endpoint.engine)
             raise _engine_failed(endpoint.label, f"it answered with HTTP {answer.status}: {said}")
+        if answer.status != HTTPStatus.OK:
+            closed = calls = None  # it is the engine's refusal, not an answer
         content_type = answer.headers.get("content-type", "application/json")
         if not content_type.startswith("text/event-stream"):
             whole = await answer.read()
             exchange.first = exchange.last = time.perf_counter()
+            if closed is not None:
+                read, whole = closed.whole(whole)
+                self._note_read(exchange, read)
+            if calls is not None:
+                content_type, whole = calls.answer(whole)
             await out.whole(answer.status, content_type, whole)
             return
         rest = b""
+        reading = closed.stream() if closed is not None else None
         async for piece in answer.content.iter_any():
             exchange.last = time.perf_counter()
             if exchange.first is None:
                 exchange.first = exchange.last
                 await out.start(answer.status, content_type)
             # Whole events only: an engine that dies must not leave half of one before our last word.
-            data = rest + piece if rest else piece
-            end = data.rfind(b"\n\n") + 2
-            if end == 1 and len(data) < _LONGEST_EVENT:
-                rest = data
-                continue
-            end = len(data) if end == 1 else end
-            rest = data[end:]
-            await out.piece(data[:end] if rest else data)
+            events, rest = whole_events(rest + piece if rest else piece, _LONGEST_EVENT)
+            if events:
+                await out.piece(events if reading is None else reading.events(events))
         if exchange.first is None:
             await out.start(answer.status, content_type)
+        if reading is not None:
+            rest = reading.events(rest)
+            self._note_read(exchange, reading.read())
         await out.end(rest)
+
+    def _note_read(self, exchange: Exchange, read: Read) -> None:
+        """Keep how sure a closed answer is, for its headers and for whoever follows."""
+        exchange.confidence, exchange.certainty, exchange.flagged = read.confidence, read.certainty, read.flagged
+        self._metrics.observe_closed(
+            exchange.name, exchange.version, confidence=read.shown, flagged=read.flagged, why=read.why
+        )
 
     # -- which engine -------------------------------------------------------------------------------------------
 
@@ -477,7 +531,10 @@ class Public:
                 exchange.span, name=exchange.name, version=exchange.version, status=exchange.status,
                 waited=exchange.waited, error=exchange.error,
             )  # fmt: skip
-        after_answer(exchange, self._log)
+        if self._log is not None and exchange.log:
+            self._log.offer(_asked(exchange, now))
+        for follower in self._followers:
+            follower.ended(exchange)
 
 
 class _Out:
@@ -491,7 +548,8 @@ class _Out:
         """All of it at once."""
         self._note(status)
         self._keep(body)
-        await send_bytes(self._send, status, body, content_type.encode("latin-1"), self._headers())
+        headers = [*self._headers(), *self._sureness()]
+        await send_bytes(self._send, status, body, content_type.encode("latin-1"), headers)
 
     async def start(self, status: int, content_type: str) -> None:
         """The head of a stream."""
@@ -525,6 +583,17 @@ class _Out:
         headers = [(b"x-request-id", self._exchange.id.encode())]
         if self._exchange.version:
             headers.append((VERSION_HEADER, self._exchange.version.encode()))
+        return headers
+
+    def _sureness(self) -> list[tuple[bytes, bytes]]:
+        """How sure a closed answer is; none for others."""
+        exchange = self._exchange
+        if exchange.flagged is None:
+            return []
+        headers = [(REVIEW_HEADER, b"yes" if exchange.flagged else b"no")]
+        shown = exchange.confidence if exchange.certainty is None else exchange.certainty
+        if shown is not None:
+            headers.append((CONFIDENCE_HEADER, b"%.4f" % shown))
         return headers
 
     def _note(self, status: int) -> None:
@@ -608,5 +677,6 @@ def _asked(exchange: Exchange, now: float) -> Asked:
         at=exchange.at, id=exchange.id, name=exchange.asked, version=exchange.version, key=exchange.key,
         path=exchange.path, status=exchange.status, stream=exchange.body.get("stream") is True, seconds=now - began,
         first_byte=exchange.first - began if exchange.first is not None else None, body=exchange.body,
-        answer=exchange.answer, error=exchange.error,
+        answer=exchange.answer, error=exchange.error, canary=exchange.canary, confidence=exchange.confidence,
+        certainty=exchange.certainty, flagged=exchange.flagged,
     )  # fmt: skip

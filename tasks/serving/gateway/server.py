@@ -25,6 +25,8 @@ from tasks.serving.books import Books
 from tasks.serving.durable import write_durably
 from tasks.serving.gateway.app import Gateway
 from tasks.serving.gateway.receive import PatientProtocol
+from tasks.serving.gateway.reviews import Reviews, open_spool
+from tasks.serving.gateway.shadowing import VENDOR_KEY, Shadowing
 from tasks.serving.gateway.tracing import open_tracing
 from tasks.serving.host import EngineCommand, EngineHost, Pace
 from tasks.serving.keys import Keys, admin_key
@@ -71,7 +73,7 @@ def run_gateway(
     Args:
         spec: how it listens and what it owns.
         command: how an engine is started.
-        mask: takes what is private out of a text, for the request log.
+        mask: takes what is private out of a text, for the request log and for answers that people review.
         announce: is told the address once it listens.
         pace: how closely engines are watched.
         host: the engines, where they are not those of the folder; it is closed at the end.
@@ -93,6 +95,7 @@ def run_gateway(
     listener = listen(spec)
     engines = None
     log = None
+    spool = None
     try:
         engines = host or EngineHost(folder, spec.execution, command, pace=pace)  # only one gateway gets past this
         key, books, metrics = admin_key(folder), Books(folder), Metrics()
@@ -103,8 +106,14 @@ def run_gateway(
             dropped=lambda reason, count: metrics.log_dropped.labels(reason).inc(count),
             written=metrics.log_written.inc,
         )
+        spool = open_spool(spec.review, folder, mask=mask, registry=metrics.registry)
+        shadowing = Shadowing(
+            engines, books, metrics, mask=mask, unmasked=not spec.log.mask, keep_days=spec.log.keep_days,
+            fill_in=spec.fill_in, vendor_key=os.environ.get(VENDOR_KEY), spool=spool,
+        )  # fmt: skip
         gateway = Gateway(
-            spec, engines, books, admin_key=key, keys=keys, log=log, metrics=metrics, tracing=tracing
+            spec, engines, books, admin_key=key, keys=keys, log=log, metrics=metrics, tracing=tracing,
+            shadowing=shadowing, reviews=Reviews(spool, books) if spool is not None else None,
         )  # fmt: skip
         url = _url(spec, listener)
         write_durably(folder / ADDRESS_FILE, json.dumps({"url": url, "pid": os.getpid()}))
@@ -114,6 +123,8 @@ def run_gateway(
         listener.close()
         if log is not None:
             log.close()
+        if spool is not None:
+            spool.close()
         if engines is not None:
             engines.close()
         if tracing is not None:
