@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +10,15 @@ import yaml
 
 from tasks.contracts.errors import SpecError
 from tasks.contracts.parse import as_mapping, parse, read_mapping
-from tasks.contracts.spec import RetrainSpec
+from tasks.contracts.spec import DataSpec, RetrainSpec
 
 # The command line parses what it is given beside a file, too.
-__all__ = ["beside", "load_spec", "over", "parse", "place_training", "read_with_training", "set_key"]
+__all__ = [
+    "beside", "load_spec", "over", "parse", "place_data", "place_training", "read_with_task", "read_with_training",
+    "set_key",
+]  # fmt: skip
 
-_TRAINING, _TRAINING_FROM = "training", "training_from"
+_TRAINING, _TRAINING_FROM, _TASK_FROM = "training", "training_from", "task_from"
 
 
 def load_spec(path: Path, overrides: Sequence[str] = ()) -> RetrainSpec:
@@ -71,17 +74,37 @@ def read_with_training(path: Path, overrides: Sequence[str] = ()) -> dict[str, A
     return record
 
 
+def read_with_task(path: Path, overrides: Sequence[str], shared: Collection[str]) -> dict[str, Any]:
+    """Read a configuration that takes from a training's, named as `task_from`, what it does not say itself.
+
+    Args:
+        path: the YAML file.
+        overrides: `key.path=value` each, as if the file said so.
+        shared: what is taken. Its paths are placed; those of this file are not yet.
+
+    Raises:
+        SpecError: a file is unreadable, or names one that is no training's.
+    """
+    record = read_mapping(path)
+    for override in overrides:
+        set_key(record, override)
+    named = record.pop(_TASK_FROM, None)
+    if named is None:
+        return record
+    if not isinstance(named, str):
+        raise SpecError(
+            "It must name a file.", where=f"{path}, {_TASK_FROM}", fix="write the path of a training's configuration"
+        )
+    training = load_spec(Path(beside(path.absolute().parent, named)))
+    return over(training.model_dump(mode="json", include={*shared}), record)
+
+
 def place_training(spec: RetrainSpec, path: Path) -> RetrainSpec:
     """The same training, its relative paths made absolute: they are relative to the folder of the file `path`."""
     folder = path.absolute().parent
     return spec.model_copy(
         update={
-            "data": spec.data.model_copy(
-                update={
-                    "source": beside(folder, spec.data.source),
-                    "also": tuple(beside(folder, one) for one in spec.data.also),
-                }
-            ),
+            "data": place_data(spec.data, folder),
             "golden": spec.golden.model_copy(
                 update={
                     "path": beside(folder, spec.golden.path),
@@ -95,6 +118,12 @@ def place_training(spec: RetrainSpec, path: Path) -> RetrainSpec:
             "base_model": _model_beside(folder, spec.base_model),
         }
     )
+
+
+def place_data(data: DataSpec, folder: Path) -> DataSpec:
+    """The same data, its relative paths made absolute as seen from a folder."""
+    also = tuple(beside(folder, one) for one in data.also)
+    return data.model_copy(update={"source": beside(folder, data.source), "also": also})
 
 
 def set_key(record: dict[str, Any], override: str) -> None:

@@ -9,13 +9,10 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
-from goldgate.config import beside, load_spec, over, parse, set_key
-from tasks.contracts.errors import SpecError
-from tasks.contracts.parse import read_mapping
+from goldgate.config import beside, parse, place_data, read_with_task
 from tasks.contracts.review import ReviewResult, ReviewSpec
 
 EXIT_NO_GATEWAY = 3
-_TASK_FROM = "task_from"
 _SHARED = ("name", "task", "data", "execution")  # what a training's configuration and this one have alike
 
 
@@ -59,27 +56,14 @@ def load_review(path: Path, overrides: Sequence[str] = ()) -> ReviewSpec:
     Raises:
         SpecError: unreadable, no YAML, an unknown key, or a value out of bounds; names the file and the field.
     """
-    record = read_mapping(path)
-    for override in overrides:
-        set_key(record, override)
+    record = read_with_task(path, overrides, _SHARED)
     folder = path.absolute().parent
-    shared = record.pop(_TASK_FROM, None)
-    if shared is not None:
-        if not isinstance(shared, str):
-            raise SpecError(
-                "It must name a file.",
-                where=f"{path}, {_TASK_FROM}",
-                fix="write the path of a training's configuration",
-            )
-        training = load_spec(Path(beside(folder, shared))).model_dump(mode="json", include={*_SHARED})
-        record = over(training, record)
     spec = parse(ReviewSpec, record, where=str(path))
-    also = tuple(beside(folder, one) for one in spec.data.also)
     return spec.model_copy(
         update={
             "rows": beside(folder, spec.rows),
             "golden_candidates": beside(folder, spec.golden_candidates),
-            "data": spec.data.model_copy(update={"source": beside(folder, spec.data.source), "also": also}),
+            "data": place_data(spec.data, folder),
         }
     )
 

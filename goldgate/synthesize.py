@@ -11,13 +11,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from goldgate.config import beside, load_spec, over, parse, set_key
-from tasks.contracts.errors import SpecError
+from goldgate.config import beside, parse, place_data, read_with_task
 from tasks.contracts.numbers import percent
-from tasks.contracts.parse import read_mapping
 from tasks.contracts.synthesis import SynthesisRef, SynthesizeSpec
 
-_TASK_FROM = "task_from"
 _SHARED = ("name", "task", "data", "golden", "execution")  # what a training's configuration and this one have alike
 
 
@@ -54,28 +51,11 @@ def load_synthesis(path: Path, overrides: Sequence[str] = ()) -> SynthesizeSpec:
     Raises:
         SpecError: unreadable, no YAML, an unknown key, or a value out of bounds; names the file and the field.
     """
-    record = read_mapping(path)
-    for override in overrides:
-        set_key(record, override)
+    record = read_with_task(path, overrides, _SHARED)
     folder = path.absolute().parent
-    shared = record.pop(_TASK_FROM, None)
-    if shared is not None:
-        if not isinstance(shared, str):
-            raise SpecError(
-                "It must name a file.",
-                where=f"{path}, {_TASK_FROM}",
-                fix="write the path of a training's configuration",
-            )
-        training = load_spec(Path(beside(folder, shared))).model_dump(mode="json", include={*_SHARED})
-        record = over(training, record)
     spec = parse(SynthesizeSpec, record, where=str(path))
     changed: dict[str, Any] = {
-        "data": spec.data.model_copy(
-            update={
-                "source": beside(folder, spec.data.source),
-                "also": tuple(beside(folder, one) for one in spec.data.also),
-            }
-        ),
+        "data": place_data(spec.data, folder),
         "golden": spec.golden.model_copy(update={"path": beside(folder, spec.golden.path)}),
     }
     if spec.documents is not None:

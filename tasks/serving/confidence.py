@@ -406,6 +406,16 @@ def _ece_by_chance(sure: Floats, starts: NDArray[np.int64], expected: Floats) ->
 # -- the threshold ----------------------------------------------------------------------------------------------------
 
 
+def no_threshold(
+    rows: int, spec: ConfidenceSpec, why: str, curve: tuple[CoveragePoint, ...] = (), more_rows: int | None = None
+) -> ReviewThreshold:
+    """Every answer is reviewed, and why."""
+    return ReviewThreshold(
+        target_accuracy=spec.target_accuracy, alpha=spec.alpha, rows=rows, at=None, coverage=0.0, coverage_low=0.0,
+        coverage_high=0.0, accuracy=None, accuracy_low=None, curve=curve, more_rows=more_rows, why=why,
+    )  # fmt: skip
+
+
 def choose_threshold(confidences: Sequence[float], right: Sequence[bool], spec: ConfidenceSpec) -> ReviewThreshold:
     """The lowest threshold above which answers are shown to have the target accuracy.
 
@@ -448,20 +458,7 @@ def choose_threshold(confidences: Sequence[float], right: Sequence[bool], spec: 
     shown = [point for point in curve if point.shown]
     if not shown:
         more = _more_rows(curve, len(hit), spec)
-        return ReviewThreshold(
-            target_accuracy=spec.target_accuracy,
-            alpha=spec.alpha,
-            rows=len(hit),
-            at=None,
-            coverage=0.0,
-            coverage_low=0.0,
-            coverage_high=0.0,
-            accuracy=None,
-            accuracy_low=None,
-            curve=curve,
-            more_rows=more,
-            why=_not_shown(curve, len(hit), more, spec),
-        )
+        return no_threshold(len(hit), spec, _not_shown(curve, len(hit), more, spec), curve, more)
     chosen = max(shown, key=lambda point: (point.rows, -point.at))
     low, high = exact_share_interval(chosen.rows, len(hit), 0.025)
     threshold = ReviewThreshold(

@@ -11,7 +11,7 @@ from tasks.contracts.numbers import percent
 from tasks.contracts.references import ItemOutcome
 from tasks.contracts.serving import Trust
 from tasks.contracts.spec import ConfidenceSpec
-from tasks.serving.confidence import calibrate_answers, choose_threshold, needs_review, scaled
+from tasks.serving.confidence import calibrate_answers, choose_threshold, needs_review, no_threshold, scaled
 
 
 class Sureness(NamedTuple):
@@ -104,18 +104,10 @@ def _reservations(outcomes: Sequence[ItemOutcome], no_choice: int) -> list[str]:
 
 def _nothing(outcomes: Sequence[ItemOutcome], spec: ConfidenceSpec) -> ReviewThreshold:
     """No threshold, where there is nothing to choose it from."""
-    return ReviewThreshold(
-        target_accuracy=spec.target_accuracy,
-        alpha=spec.alpha,
-        rows=len(outcomes),
-        at=None,
-        coverage=0.0,
-        coverage_low=0.0,
-        coverage_high=0.0,
-        accuracy=None,
-        accuracy_low=None,
-        curve=(),
-        why="So no threshold can be chosen, and every answer goes to review. The engines `embedded` and `vllm` give "
+    return no_threshold(
+        len(outcomes),
+        spec,
+        "So no threshold can be chosen, and every answer goes to review. The engines `embedded` and `vllm` give "
         "confidences.",
     )
 
