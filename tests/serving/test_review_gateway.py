@@ -78,7 +78,7 @@ def test_flagged_answers_wait_for_a_person_and_sure_ones_do_not(tmp_path: Path) 
     asyncio.run(run())
 
 
-def test_a_share_of_the_others_is_drawn_by_their_ids(tmp_path: Path) -> None:
+def test_a_share_is_drawn_by_their_ids(tmp_path: Path) -> None:
     async def run() -> None:
         async with serving(tmp_path, SpoolSpec(mask=False, sample=0.3)) as (running, spool):
             ids = [f"id-{number}" for number in range(40)]
@@ -89,6 +89,19 @@ def test_a_share_of_the_others_is_drawn_by_their_ids(tmp_path: Path) -> None:
             found = await waiting(spool, len(expected))
             assert {one.id for one in found} == expected
             assert {one.reason.value for one in found} == {"sampled"}
+
+    asyncio.run(run())
+
+
+def test_the_sample_stands_for_all_answers_flagged_ones_among_them(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with serving(tmp_path, SpoolSpec(mask=False, sample=0.3)) as (running, spool):
+            ids = [f"id-{number}" for number in range(20)]
+            for one in ids:
+                await running.ask("unsure", headers={"x-request-id": one})
+            found = {one.id: one.reason.value for one in await waiting(spool, 20)}
+            assert found == {one: "sampled" if drawn(one, 0.3) else "flagged" for one in ids}
+            assert set(found.values()) == {"sampled", "flagged"}
 
     asyncio.run(run())
 
