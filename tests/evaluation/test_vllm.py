@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import stat
 import sys
@@ -33,8 +34,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.reply({{"data": [{{"id": "goldgate"}}]}})
     def do_POST(self):
-        self.rfile.read(int(self.headers["Content-Length"]))
-        self.reply({{"choices": [{{"message": {{"content": "card"}}}}]}})
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        choice = {{"message": {{"content": "card"}}}}
+        if asked.get("logprobs"):
+            choice["logprobs"] = {{"content": [{{"token": "card", "bytes": list(b"card"), "logprob": -0.5}}]}}
+        self.reply({{"choices": [choice]}})
     def reply(self, record):
         self.send_response({status})
         self.end_headers()
@@ -82,12 +86,13 @@ def test_it_is_started_asked_and_ended(tmp_path: Path, tiny_model: Path, monkeyp
     heard: list[Progress] = []
     answers = engine.answer(PROMPT, ROWS, Decoding(max_new_tokens=4, choices=LABELS), heard.append)
     assert [answer.prediction for answer in answers] == ["card"] * len(ROWS)
+    assert [answer.confidence for answer in answers] == [pytest.approx(math.exp(-0.5))] * len(ROWS)
     assert heard[0].note == "starting vLLM"
     (server,) = [child for child in psutil.Process().children() if "serve" in child.cmdline()]
     assert server.cmdline()[3:] == [
         str(tiny_model), "--host", "127.0.0.1", "--port", server.cmdline()[7], "--served-model-name", "goldgate",
         "--dtype", engine.identity.rsplit("/", 1)[1], "--max-model-len", "512", "--generation-config", "vllm",
-        "--enforce-eager", "--shutdown-timeout", "20",
+        "--enforce-eager", "--logprobs-mode", "processed_logprobs", "--shutdown-timeout", "20",
     ]  # fmt: skip
     engine.close()
     engine.close()
