@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.serving.load import Job
+from bench.serving.relay import relayed
 from bench.serving.world import ENGINE, NAME, ROOT, World, questions, start
 from tasks.contracts.serving import EngineState, Phase, VersionRef
 
@@ -25,26 +26,31 @@ _BY = "bench"
 
 
 def overhead(world: World, work: Path, turns: int, requests: dict[int, int]) -> list[dict[str, Any]]:
-    """The same load on vLLM alone and through the gateway, in turns; a row for each number of clients and each way."""
+    """The same load on vLLM alone, through a bare relay and through the gateway, in turns.
+
+    A row for each number of clients and each way.
+    """
     live = world.versions[0]
     serve(world, live, None)
     direct = world.direct(live)
     asked = questions(world.spec)
-    ways = {
-        "vLLM alone": (direct.url, direct.key, live.label),
-        "gateway": (world.api, "", NAME),
-    }
-    for url, key, model in ways.values():  # both warm
-        ask(Job(url, model, asked, 4, key=key, requests=16), work)
     found: dict[tuple[int, str], list[dict[str, float]]] = {}
-    for turn in range(turns):
-        for clients in CLIENTS:
-            order = list(ways) if turn % 2 == 0 else list(reversed(ways))  # whoever comes second has warmer caches
-            for way in order:
-                url, key, model = ways[way]
-                job = Job(url, model, asked, clients, key=key, requests=requests[clients], system=system(world))
-                found.setdefault((clients, way), []).append(summary(ask(job, work)))
-                print(f"turn {turn}, {clients} clients, {way}: {found[clients, way][-1]}", file=sys.stderr)
+    with relayed(direct.url) as relay:
+        ways = {
+            "vLLM alone": (direct.url, direct.key, live.label),
+            "bare relay": (relay, direct.key, live.label),
+            "gateway": (world.api, "", NAME),
+        }
+        for url, key, model in ways.values():  # all warm
+            ask(Job(url, model, asked, 4, key=key, requests=16), work)
+        for turn in range(turns):
+            for clients in CLIENTS:
+                order = list(ways) if turn % 2 == 0 else list(reversed(ways))  # whoever comes later has warmer caches
+                for way in order:
+                    url, key, model = ways[way]
+                    job = Job(url, model, asked, clients, key=key, requests=requests[clients], system=system(world))
+                    found.setdefault((clients, way), []).append(summary(ask(job, work)))
+                    print(f"turn {turn}, {clients} clients, {way}: {found[clients, way][-1]}", file=sys.stderr)
     return [
         {
             "clients": clients,

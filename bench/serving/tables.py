@@ -19,7 +19,7 @@ def all_tables(results: dict[str, Any]) -> dict[str, str]:
 
 
 def _overhead(rows: list[dict[str, Any]]) -> str:
-    alone = {row["clients"]: row for row in rows if row["way"] != "gateway"}
+    alone = {row["clients"]: row for row in rows if row["way"] == "vLLM alone"}
     lines = []
     for row in rows:
         against = alone[row["clients"]]

@@ -250,7 +250,7 @@ def test_deploying_makes_pools_automations_and_deployments_once(deployed: str, a
     automations = yaml.safe_load((ROOT / "deployments" / "automations.yaml").read_text(encoding="utf-8"))["automations"]
     names = [automation["name"] for automation in api.post("/automations/filter", json={}).json()]
     triggers = [trigger["name"] for deployment in wanted for trigger in deployment.get("triggers", [])]
-    assert triggers == ["a promoted version is rolled out"]
+    assert triggers == ["drifted complaints are trained on", "a promoted version is rolled out"]
     assert sorted(names) == sorted([*(automation["name"] for automation in automations), *triggers])
 
 
