@@ -369,7 +369,9 @@ def test_mlflows_page_has_the_answer_filled_in_and_saving_confirms_it(
     page.get_by_text("page", exact=True).last.click()
     page.get_by_text("text 1", exact=True).first.click()
     page.get_by_text("The model's own is filled in").wait_for()
-    assert page.get_by_text("dog", exact=True).count() == 2  # what it said, and in the form
+    twice = page.get_by_text("dog", exact=True)  # what it said, and in the form, which is filled in a little later
+    twice.nth(1).wait_for()
+    assert twice.count() == 2
     page.get_by_role("button", name="Submit").click()
     wait_for(lambda: queue.waiting() == 0)
     (found,) = queue.answers()

@@ -130,11 +130,18 @@ def toy_project(folder: Path) -> Path:
     distillation.write_text(yaml.safe_dump(asked))
     sweep = folder / "sweep.yaml"
     sweep.write_text(yaml.safe_dump({"training_from": config.name, "trials": 2, "space": {"lora_rank": [4, 8]}}))
+    monitoring = folder / "monitor.yaml"
+    monitoring.write_text(yaml.safe_dump({"training_from": config.name}))
+    reviewing = folder / "review.yaml"
+    files = {"rows": "reviews/rows.jsonl", "golden_candidates": "reviews/golden_candidates.jsonl"}
+    reviewing.write_text(yaml.safe_dump({"task_from": config.name, **files}))
     configs = {
         "goldgate.presets.load": config,
         "goldgate.synthesize.load_preset": synthesis,
         "goldgate.distill.load_preset": distillation,
         "goldgate.sweep.load_preset": sweep,
+        "goldgate.monitor.load_preset": monitoring,
+        "goldgate.review.load_preset": reviewing,
     }
 
     ours = yaml.safe_load((services.DEPLOYMENTS / "prefect.yaml").read_text())
