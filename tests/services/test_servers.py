@@ -584,8 +584,9 @@ def processes_about(store: Path) -> list[str]:
 
 
 _UP = """
-import sys
+import signal, sys
 from pathlib import Path
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job is started deaf to it
 from rich.console import Console
 from goldgate import services
 services.up(Path(sys.argv[1]), Console(), prefect_port=int(sys.argv[2]), mlflow_port=int(sys.argv[3]))
