@@ -24,6 +24,7 @@ from goldgate.config import load_spec
 from tasks.contracts.serving import EngineSpec, EngineState, EngineStatus, GatewaySpec, VersionRef
 from tasks.contracts.spec import ExecutionSpec, RetrainSpec
 from tasks.serving.client import GatewayClient, gateway_of
+from tasks.serving.host import end_engines
 
 ROOT = Path(__file__).parents[2]
 NAME = "complaints"
@@ -123,8 +124,11 @@ def running(work: Path) -> Iterator[World]:
         ),
         encoding="utf-8",
     )
-    address = Path(spec.execution.store) / "serving" / "gateway.json"
-    address.unlink(missing_ok=True)
+    serving = Path(spec.execution.store) / "serving"
+    if serving.exists():  # an engine of an earlier run would be started again, with the settings of then
+        end_engines(serving)
+        shutil.rmtree(serving)
+    address = serving / "gateway.json"
     with (work / "gateway.log").open("wb") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", "goldgate", "serve", str(config)],
