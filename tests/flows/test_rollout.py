@@ -402,7 +402,10 @@ def test_a_version_that_fails_on_trial_is_refused_with_the_evidence(
     assert result.problems[0].startswith("With the canary requests fail at least ")
     # Few callers notice: the host looks at an engine that fails, and the live version stands in. That counts as failed.
     assert 1 <= answered.count("failed") <= 25
-    assert 5 <= result.trial.state.canary_failed == result.trial.state.canary_requests <= 25
+    state = result.trial.state
+    assert 5 <= state.canary_failed <= state.canary_requests <= 25
+    # One may have been asked for between the look that found no trial yet and the engine's turn for the worse.
+    assert state.canary_requests - state.canary_failed <= 1
     assert answered[-1] == "terns@1"
     assert live(gateway, "terns") == ("1", None)
     assert gateway.canary("terns").canary is None
