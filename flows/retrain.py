@@ -79,10 +79,10 @@ def retrain(
     release = decide_release(verdict, spec, override, approval)
     registered = trust = None
     if release.promoted:
-        certificate = certify_promotion(verdict, release, trained, golden, spec)
         if has_trust(spec):  # not before: how far a rejected candidate could be trusted is nobody's question
             dev = ask_dev(candidate, splits, spec, part_to_learn_from(spec))
             trust = learn_trust(dev, dev_outcomes(dev, spec.execution), spec)
+        certificate = certify_promotion(verdict, release, trained, golden, trust, spec)
         registered = register_champion(verdict, certificate, trained, spec, trust)
         announce_promotion(registered, spec)
 

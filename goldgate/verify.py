@@ -22,12 +22,13 @@ from tasks.gate.certificate import (
     check_files,
     check_golden,
     check_release,
+    check_trust,
     check_verdict,
     find_certificate,
     find_contamination_report,
 )
 from tasks.gate.keys import open_trusted_key
-from tasks.gate.statement import ADAPTER, MODEL, Statement, open_statement, read_hints
+from tasks.gate.statement import ADAPTER, MODEL, TRUST, Statement, open_statement, read_hints
 from tasks.registry.versions import (
     CERTIFICATE_DIGEST,
     LICENCE,
@@ -205,6 +206,7 @@ def _check_certificate(
     if registered is not None:
         if verdicts:
             checks.make("prompt", partial(_prompt, registered, verdicts[0], files))
+        checks.make("trust", partial(_trust, statement, registered))
         checks.make("code", partial(_code, registered))
         checks.make("registry", partial(_registry, statement, files, registered))
 
@@ -257,6 +259,15 @@ def _prompt(registered: RegisteredFiles, verdict: Verdict, files: CertificateFil
             fix="restore it from a copy",
         )
     return "asked as it was when it was judged"
+
+
+def _trust(statement: Statement, registered: RegisteredFiles) -> str:
+    """Whether what the gateway goes by when it flags an answer is what was signed."""
+    path = registered.artifacts.get(TRUST)
+    check_trust(statement, path, where=f"models:/{registered.name}/{registered.version}")
+    if path is None:
+        return "nothing was learnt of how far its answers are trusted, and nothing is there"
+    return f"{path.name}, sha256 {statement.predicate.digests[TRUST]}"
 
 
 def _code(registered: RegisteredFiles) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from securesystemslib.signer import SSlibKey
 
+from tasks.contracts.confidence import TRUST_FILE, TrustRef
 from tasks.contracts.errors import CertificateError, GoldgateError
 from tasks.contracts.references import (
     CertificateRef,
@@ -28,7 +29,7 @@ from tasks.contracts.references import (
 from tasks.contracts.spec import Policy
 from tasks.gate.keep import verify_verdict
 from tasks.gate.keys import SigningKey
-from tasks.gate.statement import ADAPTER, MODEL, Code, Hints, Promotion, Statement, Subject, open_statement, sign
+from tasks.gate.statement import ADAPTER, MODEL, TRUST, Code, Hints, Promotion, Statement, Subject, open_statement, sign
 from tasks.store import Manifest, Store, digest_file
 from tasks.store.digest import digest_files
 
@@ -63,12 +64,14 @@ def certify(
     *,
     provenance: str | None = None,
     licence: str | None = None,
+    trust: TrustRef | None = None,
 ) -> CertificateRef:
     """Sign what a release rests on, and keep it: `certificate.json`, and `evidence/` with all files of the verdict.
 
     The verdict is computed again before anything is signed. The same verdict, released for the same reason by the same
     person, said to be of the same data and signed by the same key, has one certificate: asked again, the kept one is
-    handed out with its date. `provenance` and `licence` are what the run's configuration says of the data.
+    handed out with its date. `provenance` and `licence` are what the run's configuration says of the data, `trust` how
+    far the model's answers are trusted: not what the verdict rests on, but what must not change without a word.
 
     Raises:
         CertificateError: the release promotes nothing or contradicts the verdict, or the verdict is about another model
@@ -89,7 +92,7 @@ def certify(
                 where=verdict.uri,
                 fix="run the flow again from the gate",
             )
-        statement = _statement(name, decided, release, judged.manifest, made.manifest, _digests(evidence), said)
+        statement = _statement(name, decided, release, judged.manifest, made.manifest, _digests(evidence), learnt, said)
         _check_trained(statement, trained)
         hints = Hints(golden_set=golden.path, trained=trained.uri)
         (folder / CERTIFICATE_FILE).write_text(sign(statement, key, hints), encoding="utf-8")
@@ -97,12 +100,13 @@ def certify(
         return {"key_id": key.key_id, "release": release.model_dump(mode="json")}
 
     said = {field: text for field, text in (("provenance", provenance), ("licence", licence)) if text is not None}
+    learnt = {TRUST: store.open(trust.uri).manifest.files[TRUST_FILE].sha256} if trust is not None else {}
     who = release.model_dump(mode="json", exclude={"at"})  # the moment of a second attempt is no new decision
     artefact = store.produce(
         STEP,
         VERSION,
         {"name": name, "release": who, "key": key.key_id} | ({"data": said} if said else {}),
-        {"verdict": verdict.digest, "trained": trained.digest, "golden_set": golden.digest},
+        {"verdict": verdict.digest, "trained": trained.digest, "golden_set": golden.digest} | learnt,
         make,
     )
     kept = open_statement(store.files(artefact) / CERTIFICATE_FILE, key.public)
@@ -152,6 +156,7 @@ def _statement(
     judged: Manifest,
     made: Manifest,
     evidence: dict[str, str],
+    learnt: Mapping[str, str],
     said: Mapping[str, str],
 ) -> Statement:
     files = {
@@ -172,7 +177,7 @@ def _statement(
         ),
         predicate=Promotion(
             task=name,
-            digests=verdict.digests | own,
+            digests={**verdict.digests, **own, **learnt},
             files=files,
             code={
                 step: Code(git_commit=manifest.git_commit, libraries=manifest.libraries)
@@ -321,6 +326,35 @@ def check_golden(statement: Statement, folder: Path) -> None:
             f"The golden set is not the one of the verdict: its sha256 is {found}, signed is {expected}.",
             where=str(path),
             fix="bring it back from version control or a backup, or give the folder of the right one (--golden)",
+        )
+
+
+def check_trust(statement: Statement, path: Path | None, *, where: str) -> None:
+    """Compare the file that says how far a version's answers are trusted with its signed digest.
+
+    Args:
+        statement: what is signed.
+        path: the file; None where the version has none.
+        where: the version.
+
+    Raises:
+        CertificateError: it was altered, added or taken away, or cannot be read.
+    """
+    signed = statement.predicate.digests.get(TRUST)
+    try:
+        found = digest_file(path) if path is not None else None
+    except OSError as error:
+        raise CertificateError(
+            f"How far its answers are trusted cannot be read: {error.strerror or error}",
+            where=str(path),
+            fix=f"restore {TRUST_FILE} from a copy",
+        ) from error
+    if found != signed:
+        raise CertificateError(
+            f"What says how far its answers are trusted is not what was signed: its sha256 is {found or '(no file)'}, "
+            f"signed is {signed or '(none)'}.",
+            where=str(path or where),
+            fix=f"restore {TRUST_FILE} from a copy, or train and judge again",
         )
 
 

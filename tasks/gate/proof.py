@@ -7,11 +7,11 @@ from tasks.contracts.numbers import moment
 from tasks.contracts.references import EvaluationSummary, Release
 from tasks.contracts.serving import Proof, VersionRef
 from tasks.contracts.spec import ExecutionSpec
-from tasks.gate.certificate import CertificateFiles, check_files, verify_certificate
+from tasks.gate.certificate import CertificateFiles, check_files, check_trust, verify_certificate
 from tasks.gate.keep import ITEMS_FILE, SUMMARY_FILE
 from tasks.gate.keys import open_trusted_key
 from tasks.gate.ledger import DecisionKind, Ledger, ledger_url
-from tasks.gate.statement import MODEL
+from tasks.gate.statement import MODEL, TRUST
 from tasks.store import Store, digest_folder
 from tasks.tracking import registered_files
 
@@ -21,8 +21,8 @@ _BASELINES = (DecisionKind.FIRST_BASELINE, DecisionKind.RE_BASELINE)
 def prove(version: VersionRef, execution: ExecutionSpec) -> Proof | None:
     """Check the certificate of a version with the key that is trusted here, and every file that it names.
 
-    The signature, the model's files, the evidence, and the verdict, which is computed again; then that the version is
-    of the task, has the bytes, and is asked in the way that the certificate says.
+    The signature, the model's files, the evidence, how far its answers are trusted, and the verdict, which is computed
+    again; then that the version is of the task, has the bytes, and is asked in the way that the certificate says.
 
     Returns:
         What it says; None for a baseline that a person set, for whom the ledger has that person's word.
@@ -35,6 +35,12 @@ def prove(version: VersionRef, execution: ExecutionSpec) -> Proof | None:
     """
     files = registered_files(version.uri, execution, checked=False)
     if not version.certified:
+        if TRUST in files.artifacts:
+            raise CertificateError(
+                "This version has no certificate, and says how far its answers are trusted: nobody has signed that.",
+                where=str(files.artifacts[TRUST]),
+                fix="find out who changed the registry, and restore the version from a copy",
+            )
         _check_word(version, digest_folder(files.artifacts["model"]), execution)
         return None
     trusted = open_trusted_key(Store(execution.store))
@@ -42,6 +48,7 @@ def prove(version: VersionRef, execution: ExecutionSpec) -> Proof | None:
     statement = verify_certificate(found, trusted.key)
     said = statement.predicate
     check_files(statement, MODEL, files.artifacts["model"])
+    check_trust(statement, files.artifacts.get(TRUST), where=version.uri)
     candidate = found.evidence / "candidate"
     summary = EvaluationSummary.model_validate_json((candidate / SUMMARY_FILE).read_text(encoding="utf-8"))
     for what, signed, claimed in (

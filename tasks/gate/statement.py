@@ -28,6 +28,7 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 PREDICATE_TYPE: Literal["https://goldgate.example/promotion/v1"] = "https://goldgate.example/promotion/v1"
 MODEL = "model"
 ADAPTER = "adapter"
+TRUST = "trust"  # among the digests: the file that says how far the model's answers are trusted
 _HINTS = "unsigned"  # a field of the envelope beside those of DSSE, whose readers ignore what they do not know
 _DISTRUST = "trust nothing that this certificate says; bring it back from a copy, or run the flow again"
 
@@ -60,7 +61,8 @@ class Promotion(Frozen):
     Attributes:
         task: name of the task, which is that of the registered model.
         digests: sha256 of `data` (the splits), `golden_set`, `candidate`, `baseline`, `candidate_outcomes`,
-            `baseline_outcomes`, `adapter`, `base_model`, and `contamination` where a report was kept.
+            `baseline_outcomes`, `adapter`, `base_model`, `contamination` where a report was kept, and `trust` where it
+            was learnt how far the model's answers are trusted.
         files: sha256 of each file of the subjects, by subject and path.
         code: by step, what trained the model and what judged it.
         outcome: what the gate said; PROMOTE unless a person forced the promotion.

@@ -16,6 +16,7 @@ from prefect.flow_runs import suspend_flow_run
 from prefect.input import RunInput
 from pydantic import Field
 
+from tasks.contracts.confidence import TrustRef
 from tasks.contracts.references import (
     Approval,
     BaseModelRef,
@@ -142,9 +143,14 @@ def settle(verdict: VerdictRef, spec: RetrainSpec, override: Override | None, ap
 
 @task(name="certify", persist_result=False, cache_policy=NO_CACHE)
 def certify_promotion(
-    verdict: VerdictRef, release: Release, trained: TrainedModelRef, golden: GoldenSetRef, spec: RetrainSpec
+    verdict: VerdictRef,
+    release: Release,
+    trained: TrainedModelRef,
+    golden: GoldenSetRef,
+    trust: TrustRef | None,
+    spec: RetrainSpec,
 ) -> CertificateRef:
-    """Sign what the promotion rests on."""
+    """Sign what the promotion rests on, and how far the answers are trusted where that was learnt."""
     from tasks.gate.certificate import certify
     from tasks.gate.keys import open_signing_key
 
@@ -152,7 +158,7 @@ def certify_promotion(
     key = open_signing_key(store)
     certificate = certify(
         store, verdict, trained, release, spec.name, golden, key,
-        provenance=spec.data.provenance, licence=spec.data.licence,
+        provenance=spec.data.provenance, licence=spec.data.licence, trust=trust,
     )  # fmt: skip
     say_done("certify", f"signed with key {certificate.key_id[:12]}", reused=certificate.reused)
     return certificate

@@ -86,16 +86,16 @@ def register(
             (`has_trust`), since its files never change.
 
     Raises:
-        CertificateError: the certificate is about another model or another verdict, says something else of the data,
-            or releases nothing.
+        CertificateError: the certificate is about another model or another verdict, says something else of the data
+            or of the trust, or releases nothing.
         RegistryError: the verdict does not cover this, the candidate was rolled back or its rollout refused before, or
             MLflow refuses. In all of these cases the alias `champion` has not moved.
         StoreError: a file of the candidate, of the verdict or of the certificate was changed.
         ServiceError: MLflow cannot be reached.
     """
     store = Store(spec.execution.store)
-    files = _checked(verdict, certificate, trained, store, spec.data)
     trust_file = _trust_file(trust, store) if trust is not None else None
+    files = _checked(verdict, certificate, trained, trust_file, store, spec.data)
     client = connect(spec.execution)
     with registry_errors(spec.execution):
         found = _check_registry(client, verdict, trained, spec.name)
@@ -118,8 +118,9 @@ def register(
                 | ({TRUST_DIGEST: digest_file(trust_file)} if trust_file is not None else {}),
                 description=describe(verdict.verdict, certificate.release, spec.data),
             )
-            # Certificate and trust are part of the key: what a killed call has uploaded holds these and no others.
-            about = [trained.merged_digest, verdict.digest, certificate.digest, *([trust.digest] if trust else [])]
+            # The certificate, which names the trust, is part of the key: what a killed call has uploaded holds these
+            # and no others.
+            about = [trained.merged_digest, verdict.digest, certificate.digest]
             key = sha256(f"register {' '.join(about)}".encode()).hexdigest()
             title = f"register {trained.merged_digest[:8]}"
             found = add_version(spec.execution, spec.name, title, new, key=key)
@@ -202,7 +203,12 @@ def _champion_ref(client: MlflowClient, name: str) -> RegisteredModelRef:
 
 
 def _checked(
-    verdict: VerdictRef, certificate: CertificateRef, trained: TrainedModelRef, store: Store, data: DataSpec
+    verdict: VerdictRef,
+    certificate: CertificateRef,
+    trained: TrainedModelRef,
+    trust: Path | None,
+    store: Store,
+    data: DataSpec,
 ) -> _Files:
     """The files to register, after every check that needs no registry."""
     decided, release = verdict.verdict, certificate.release
@@ -233,7 +239,7 @@ def _checked(
             where=str(verdict_file),
             fix="run the flow again from the gate",
         )
-    certificate_file, evidence = _check_certificate(certificate, trained, verdict_file, store, data)
+    certificate_file, evidence = _check_certificate(certificate, trained, verdict_file, trust, store, data)
     folder = store.files(store.open(trained.uri))
     for name, expected in (("merged", trained.merged_digest), ("adapter", trained.adapter_digest)):
         if digest_folder(folder / name) != expected:
@@ -246,9 +252,14 @@ def _checked(
 
 
 def _check_certificate(
-    certificate: CertificateRef, trained: TrainedModelRef, verdict_file: Path, store: Store, data: DataSpec
+    certificate: CertificateRef,
+    trained: TrainedModelRef,
+    verdict_file: Path,
+    trust: Path | None,
+    store: Store,
+    data: DataSpec,
 ) -> tuple[Path, Path]:
-    """The certificate's file and its evidence, if it is about this model, this verdict, this release and these data."""
+    """The certificate's file and its evidence, if it is about this model, verdict, release, trust and these data."""
     artefact = store.open(certificate.uri)
     folder = store.files(artefact)
     path, evidence = folder / "certificate.json", folder / "evidence"
@@ -257,6 +268,7 @@ def _check_certificate(
         digests = {one["name"]: one["digest"]["sha256"] for one in statement["subject"]}
         release = Release.model_validate(statement["predicate"]["release"])
         origin = (statement["predicate"].get("provenance"), statement["predicate"].get("licence"))
+        signed_trust = statement["predicate"]["digests"].get(TRUST)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CertificateError(
             f"The certificate cannot be read: {error}",
@@ -271,6 +283,8 @@ def _check_certificate(
         problem = "The certificate that was handed over is not the one that was kept."
     elif origin != (data.provenance, data.licence):
         problem = "The certificate says something else of the data's provenance or licence than the configuration."
+    elif signed_trust != (digest_file(trust) if trust is not None else None):
+        problem = "The certificate says something else of how far the answers are trusted than what was learnt."
     else:
         return path, evidence
     raise CertificateError(

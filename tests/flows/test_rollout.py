@@ -38,10 +38,14 @@ from tasks.registry.steps import register_champion
 from tasks.registry.versions import status
 from tasks.serving import steps
 from tasks.serving.client import ConflictError, GatewayClient, find_gateway, gateway_of
+from tasks.store import digest_file
+from tasks.tracking import connect, registered_files
+from tests.gate.made_up import LABELS
 from tests.serving import promoted
 from tests.serving.fake_engine import Behaviour, FakeCommand
 from tests.serving.gateway_process import running_gateway
 from tests.serving.promoted import ANSWERS, OTHERWISE, Shop
+from tests.trusts import learnt_trust
 
 pytestmark = pytest.mark.timeout(300)  # whoever comes first starts the servers
 
@@ -197,6 +201,16 @@ def test_a_certificate_of_another_key_is_refused(shop: Shop, gateway: GatewayCli
     assert gateway.history("foxes") == ()
 
 
+def test_a_changed_trust_is_refused_though_its_tag_was_changed_with_it(shop: Shop, gateway: GatewayClient) -> None:
+    shop.promote("gnus", "one", learnt=learnt_trust(LABELS))
+    path = registered_files("models:/gnus/1", shop.execution).artifacts["trust"]
+    path.write_text(learnt_trust(LABELS, at=0.0).model_dump_json())  # nothing would be reviewed any more
+    connect(shop.execution).set_model_version_tag("gnus", "1", "goldgate.trust_digest", digest_file(path))
+    with pytest.raises(CertificateError, match="how far its answers are trusted is not what was signed"):
+        rollout(shop.rollout("gnus"))
+    assert (shop.aliases("gnus"), gateway.history("gnus")) == ({"promoted": "1"}, ())
+
+
 @pytest.mark.slow
 def test_a_version_judged_against_another_champion_is_refused(shop: Shop, gateway: GatewayClient) -> None:
     shop.promote("goats", "one", waits=False)
@@ -221,8 +235,6 @@ def test_a_baseline_goes_live_by_its_number_and_says_what_it_is(shop: Shop, gate
 
 @pytest.mark.slow
 def test_a_version_whose_certificate_was_taken_away_is_refused(shop: Shop, gateway: GatewayClient) -> None:
-    from tasks.tracking import registered_files
-
     shop.promote("ibex", "one")
     files = registered_files("models:/ibex/1", shop.execution)
     text = (files.root / "MLmodel").read_text()
@@ -231,8 +243,6 @@ def test_a_version_whose_certificate_was_taken_away_is_refused(shop: Shop, gatew
         rollout(shop.rollout("ibex"))
     with pytest.raises(RegistryError, match="has no certificate"):
         rollout(shop.rollout("ibex", version="1"))
-    from tasks.tracking import connect
-
     release = {"kind": "first_baseline", "by": "Eve", "reason": "because", "at": None}
     connect(shop.execution).set_model_version_tag("ibex", "1", "goldgate.release", json.dumps(release))
     with pytest.raises(CertificateError, match="nobody has set a baseline with its digest"):

@@ -20,6 +20,7 @@ from tasks.gate.certificate import (
     certify,
     check_files,
     check_golden,
+    check_trust,
     find_contamination_report,
     verify_certificate,
 )
@@ -27,6 +28,7 @@ from tasks.gate.keys import SigningKey, open_signing_key, open_trusted_key
 from tasks.gate.statement import PREDICATE_TYPE, Hints, Statement, open_statement, sign
 from tasks.store import Store, digest_file
 from tests.gate.certified import Certified, make_certified, make_golden, make_trained, make_verdict, splits_for
+from tests.trusts import keep_trust, learnt_trust
 
 FORCED = Release(
     kind=ReleaseKind.FORCED, by="Ada", reason="the old one is wrong on refunds",
@@ -182,6 +184,33 @@ def test_where_nothing_is_said_of_the_data_the_certificate_is_as_before(made: Ce
     assert not {"provenance", "licence"} & predicate.keys()  # readers from before these fields refuse unknown ones
     said = verify_certificate(made.folder, key).predicate
     assert (said.provenance, said.licence) == (None, None)
+
+
+def test_how_far_the_answers_are_trusted_is_signed(made: Certified, key: SSlibKey, tmp_path: Path) -> None:
+    asked = (made.store, made.verdict, made.trained, made.release, "animals", made.golden, open_signing_key(made.store))
+    trust = keep_trust(made.store, learnt_trust(("cat", "dog")))
+    told = certify(*asked, trust=trust)
+    assert not told.reused
+    statement = verify_certificate(made.store.files(made.store.open(told.uri)), key)
+    kept = made.store.files(made.store.open(trust.uri)) / "trust.json"
+    assert statement.predicate.digests["trust"] == digest_file(kept)
+    check_trust(statement, kept, where="models:/animals/1")
+    assert certify(*asked, trust=trust).digest == told.digest
+    assert certify(*asked).digest == made.certificate.digest
+
+    other = tmp_path / "trust.json"
+    other.write_text(learnt_trust(("cat", "dog"), at=0.0).model_dump_json())  # trusts every answer
+    with pytest.raises(CertificateError, match=f"sha256 is {digest_file(other)}, signed is {digest_file(kept)}"):
+        check_trust(statement, other, where="models:/animals/1")
+    with pytest.raises(CertificateError, match=r"sha256 is \(no file\), signed is") as gone:
+        check_trust(statement, None, where="models:/animals/1")
+    assert gone.value.where == "models:/animals/1"
+    with pytest.raises(CertificateError, match="cannot be read: No such file"):
+        check_trust(statement, tmp_path / "nowhere.json", where="models:/animals/1")
+    without = verify_certificate(made.folder, key)
+    check_trust(without, None, where="models:/animals/1")
+    with pytest.raises(CertificateError, match=r"signed is \(none\)"):
+        check_trust(without, other, where="models:/animals/1")
 
 
 def test_another_key_signs_anew(made: Certified) -> None:

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from goldgate.verify import Check, Finding, Verification, print_verification, verify
+from tasks.contracts.confidence import TrustRef
 from tasks.contracts.errors import CertificateError, ModelError
 from tasks.contracts.prompt import tuned_prompt
 from tasks.contracts.references import Outcome, Release, ReleaseKind, SystemUnderTest
@@ -26,12 +27,15 @@ from tasks.contracts.spec import (
     RetrainSpec,
     TaskSpec,
 )
+from tasks.gate.certificate import certify
+from tasks.gate.keys import open_signing_key
 from tasks.registry.baseline import set_baseline
 from tasks.registry.register import register
 from tasks.store import digest_folder
 from tasks.tracking import RegisteredFiles, connect, registered_files
 from tests.gate.certified import Certified, make_certified
 from tests.gate.made_up import LABELS
+from tests.trusts import keep_trust, learnt_trust
 
 FORCED = Release(
     kind=ReleaseKind.FORCED, by="Ada", reason="the old one is wrong on refunds",
@@ -43,6 +47,7 @@ class World(NamedTuple):
     """A certified model, registered as version 1."""
 
     made: Certified
+    trust: TrustRef
     spec: RetrainSpec
     files: RegisteredFiles
 
@@ -77,8 +82,14 @@ def pristine(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Worl
     root = tmp_path_factory.mktemp("verify")
     made = make_certified(root, model=tiny_model)
     spec = spec_in(root, "animals")
-    register(made.verdict, made.certificate, made.trained, spec)
-    return World(made, spec, registered_files("models:/animals/1", spec.execution))
+    trust = keep_trust(made.store, learnt_trust(LABELS))
+    key = open_signing_key(made.store)
+    certificate = certify(
+        made.store, made.verdict, made.trained, made.release, "animals", made.golden, key, trust=trust
+    )
+    register(made.verdict, certificate, made.trained, spec, trust=trust)
+    made = made._replace(certificate=certificate)
+    return World(made, trust, spec, registered_files("models:/animals/1", spec.execution))
 
 
 @pytest.fixture
@@ -108,7 +119,19 @@ def test_all_holds(world: World) -> None:
     findings = found(result)
     assert findings.pop("contamination") in (Finding.OK, Finding.NOT_CHECKED)
     assert findings == dict.fromkeys(
-        ("signature", "model", "adapter", "evidence", "verdict", "release", "golden set", "prompt", "code", "registry"),
+        (
+            "signature",
+            "model",
+            "adapter",
+            "evidence",
+            "verdict",
+            "release",
+            "golden set",
+            "prompt",
+            "trust",
+            "code",
+            "registry",
+        ),
         Finding.OK,
     )
     assert detail(result, "verdict").startswith("PROMOTE, computed again from 200 items")
@@ -185,6 +208,14 @@ def alter_signature(world: World) -> None:
         (
             lambda world: swap(world.files.artifacts["verdict"], '"wins": 30', '"wins": 31'),
             "registry", "the verdict beside the model",
+        ),
+        (
+            lambda world: swap(world.files.artifacts["trust"], '"at":0.9', '"at":0.1'),
+            "trust", "how far its answers are trusted is not what was signed: its sha256 is",
+        ),
+        (
+            lambda world: world.files.artifacts["trust"].unlink(),
+            "trust", "How far its answers are trusted cannot be read: No such file",
         ),
         (alter_payload, "signature", "The payload was altered after it was signed."),
         (alter_signature, "signature", "The signature is not one of the key"),
@@ -278,7 +309,7 @@ def test_a_provenance_that_nobody_signed_is_named(world: World) -> None:
 
 def test_the_certificate_of_another_task_is_not_this_ones(world: World) -> None:
     other = spec_in(Path(world.spec.execution.store).parent, "plants")
-    register(world.made.verdict, world.made.certificate, world.made.trained, other)
+    register(world.made.verdict, world.made.certificate, world.made.trained, other, trust=world.trust)
     result = verify("models:/plants/1", other.execution)
     assert not result.holds
     assert "name (signed: animals)" in detail(result, "registry")

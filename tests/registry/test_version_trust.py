@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tasks.contracts.confidence import LearntTrust, ReviewThreshold, TrustRef
-from tasks.contracts.errors import RegistryError
+from tasks.contracts.confidence import LearntTrust, TrustRef
+from tasks.contracts.errors import CertificateError, RegistryError
 from tasks.contracts.references import RegisteredModelRef
 from tasks.contracts.serving import Trust
 from tasks.contracts.spec import RolloutSettings
@@ -20,44 +17,24 @@ from tasks.registry.serving_aliases import resolve_version
 from tasks.store import Store, digest_file
 from tasks.tracking import connect, registered_files
 from tests.registry.workshop import LABELS, Killed, Killer, Workshop
-
-THRESHOLD = ReviewThreshold(
-    target_accuracy=0.95, alpha=0.05, rows=300, at=0.9, coverage=0.8, coverage_low=0.75, coverage_high=0.84,
-    accuracy=0.97, accuracy_low=0.951, curve=(), why="240 of 300 are above it.",
-)  # fmt: skip
-
-
-def learnt(at: float | None = 0.9) -> LearntTrust:
-    return LearntTrust(
-        calibration=None, threshold=THRESHOLD.model_copy(update={"at": at}), rows=300, no_choice=0, choices=LABELS,
-        dev="d" * 64, engine="embedded", why=("Not calibrated.", "240 of 300 are above it."),
-    )  # fmt: skip
-
-
-def keep(workshop: Workshop, trust: LearntTrust) -> TrustRef:
-    def make(folder: Path) -> Mapping[str, Any]:
-        (folder / "trust.json").write_text(trust.model_dump_json())
-        return {"calibrated": False, "at": trust.threshold.at, "reviewed": 1 - trust.threshold.coverage}
-
-    made = Store(workshop.execution.store).produce("trust", 1, {"at": trust.threshold.at}, {}, make)
-    return TrustRef(**made.reference(), **made.manifest.facts)
+from tests.trusts import keep_trust, learnt_trust
 
 
 def promote(workshop: Workshop, name: str, trust: TrustRef | None) -> RegisteredModelRef:
     trained = workshop.trained("one")
     verdict = workshop.verdict(trained)
-    certificate = workshop.certificate(verdict, trained)
+    certificate = workshop.certificate(verdict, trained, trust=trust)
     return register(verdict, certificate, trained, workshop.spec(name), waits=True, trust=trust)
 
 
 def test_trust_goes_with_the_version_and_is_read_when_it_is_resolved(workshop: Workshop, name: str) -> None:
-    trust = keep(workshop, learnt())
+    trust = keep_trust(Store(workshop.execution.store), learnt_trust(LABELS))
     registered = promote(workshop, name, trust)
     files = registered_files(f"models:/{name}/1", workshop.execution)
-    assert LearntTrust.model_validate_json(files.artifacts["trust"].read_text()) == learnt()
+    assert LearntTrust.model_validate_json(files.artifacts["trust"].read_text()) == learnt_trust(LABELS)
     assert files.tags["goldgate.trust_digest"] == digest_file(files.artifacts["trust"])
     found = resolve_version(name, None, workshop.execution).trust
-    assert found == Trust.of(learnt())
+    assert found == Trust.of(learnt_trust(LABELS))
     assert (found.temperature, found.at, found.target_accuracy) == (None, 0.9, 0.95)
     assert found.why == "Not calibrated. 240 of 300 are above it."
     assert has_trust(registered, trust, workshop.execution)
@@ -67,14 +44,16 @@ def test_trust_goes_with_the_version_and_is_read_when_it_is_resolved(workshop: W
 def test_a_version_without_trust_has_none(workshop: Workshop, name: str) -> None:
     registered = promote(workshop, name, None)
     assert resolve_version(name, None, workshop.execution).trust is None
-    assert not has_trust(registered, keep(workshop, learnt()), workshop.execution)
+    assert not has_trust(
+        registered, keep_trust(Store(workshop.execution.store), learnt_trust(LABELS)), workshop.execution
+    )
 
 
 def test_a_trust_that_was_changed_or_taken_away_is_refused(workshop: Workshop, name: str) -> None:
-    promote(workshop, name, keep(workshop, learnt()))
+    promote(workshop, name, keep_trust(Store(workshop.execution.store), learnt_trust(LABELS)))
     path = registered_files(f"models:/{name}/1", workshop.execution).artifacts["trust"]
     whole = path.read_text()
-    path.write_text(learnt(at=0.0).model_dump_json())  # trusts every answer
+    path.write_text(learnt_trust(LABELS, at=0.0).model_dump_json())  # trusts every answer
     with pytest.raises(RegistryError, match=r"how far its answers are trusted: its sha256 is not the one"):
         resolve_version(name, None, workshop.execution)
     path.unlink()
@@ -86,6 +65,18 @@ def test_a_trust_that_was_changed_or_taken_away_is_refused(workshop: Workshop, n
         resolve_version(name, None, workshop.execution)
 
 
+def test_a_trust_that_the_certificate_does_not_name_is_not_registered(workshop: Workshop, name: str) -> None:
+    trained = workshop.trained("one")
+    verdict = workshop.verdict(trained)
+    store = Store(workshop.execution.store)
+    one, other = keep_trust(store, learnt_trust(LABELS)), keep_trust(store, learnt_trust(LABELS, at=0.0))
+    for signed, given in ((None, one), (one, None), (one, other)):
+        certificate = workshop.certificate(verdict, trained, trust=signed)
+        with pytest.raises(CertificateError, match="something else of how far the answers are trusted"):
+            register(verdict, certificate, trained, workshop.spec(name), waits=True, trust=given)
+    assert not connect(workshop.execution).search_model_versions(f"name='{name}'")
+
+
 def test_a_version_that_was_made_before_keeps_what_it_has_and_that_is_said(
     workshop: Workshop, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,9 +85,12 @@ def test_a_version_that_was_made_before_keeps_what_it_has_and_that_is_said(
     spec = workshop.spec(name).model_copy(update={"rollout": RolloutSettings()})
     trained = workshop.trained("one")
     verdict = workshop.verdict(trained)
-    certificate = workshop.certificate(verdict, trained)
-    first, other = keep(workshop, learnt()), keep(workshop, learnt(at=0.95))
+    first, other = (
+        keep_trust(Store(workshop.execution.store), learnt_trust(LABELS)),
+        keep_trust(Store(workshop.execution.store), learnt_trust(LABELS, at=0.95)),
+    )
     for trust in (first, first, other):
+        certificate = workshop.certificate(verdict, trained, trust=trust)
         steps.register_champion.fn(verdict, certificate, trained, spec, trust)
     kept = "; it was registered before, and keeps what was known of its confidence then, or that nothing was"
     assert said == [f"{name} v1 is promoted"] * 2 + [f"{name} v1 is promoted{kept}"]
@@ -109,7 +103,10 @@ def test_killed_while_it_is_uploaded_it_ends_with_the_trust_that_it_is_called_wi
     workshop: Workshop, name: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR)
-    old, new = keep(workshop, learnt()), keep(workshop, learnt(at=0.95))
+    old, new = (
+        keep_trust(Store(workshop.execution.store), learnt_trust(LABELS)),
+        keep_trust(Store(workshop.execution.store), learnt_trust(LABELS, at=0.95)),
+    )
     with monkeypatch.context() as patched:
         killer = Killer(patched, 10**6)
         promote(workshop, f"counted-{name}"[:60], old)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from securesystemslib.signer import CryptoSigner
 
+from tasks.contracts.confidence import TrustRef
 from tasks.contracts.prompt import Prompt, Shot
 from tasks.contracts.references import (
     CertificateRef,
@@ -134,11 +135,13 @@ class Workshop:
         trained: TrainedModelRef,
         release: Release = BY_VERDICT,
         model: str | None = None,
+        trust: TrustRef | None = None,
         **said: str,
     ) -> CertificateRef:
         """A certificate as the gate would sign it, but that the made-up verdict is not computed again.
 
-        `model` is the digest that it names, where that is not the candidate's; `said` is what it says of the data.
+        `model` is the digest that it names, where that is not the candidate's; `said` is what it says of the data, and
+        `trust` how far the answers are trusted.
         """
         store, decided = Store(self.execution.store), verdict.verdict
 
@@ -149,7 +152,7 @@ class Workshop:
             statement = Statement(
                 subject=(Subject(name="model", digest={"sha256": model or trained.merged_digest}),),
                 predicate=Promotion(
-                    task="t", digests=decided.digests, files={}, code={}, policy=decided.policy,
+                    task="t", digests=decided.digests | learnt, files={}, code={}, policy=decided.policy,
                     requirements=decided.requirements, look=decided.look, self_test=None, outcome=decided.outcome,
                     reasons=decided.reasons, release=release, evidence={"verdict.json": digest_file(evidence)}, **said,
                 ),
@@ -157,7 +160,8 @@ class Workshop:
             (folder / "certificate.json").write_text(sign(statement, _key(), Hints()))
             return {}
 
-        config = {"release": release.model_dump(mode="json"), "model": model} | said
+        learnt = {"trust": digest_file(store.files(store.open(trust.uri)) / "trust.json")} if trust is not None else {}
+        config = {"release": release.model_dump(mode="json"), "model": model} | said | learnt
         made = store.produce("certificate", 1, config, {"verdict": verdict.digest}, make)
         return CertificateRef(**made.reference(), key_id=_key().key_id, release=release)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from tasks.contracts.confidence import LearntTrust
 from tasks.contracts.references import GoldenSetRef, RegisteredModelRef, Release, ReleaseKind, TrainedModelRef
 from tasks.contracts.rows import Message, Row, write_rows
 from tasks.contracts.serving import RolloutSpec
@@ -39,6 +40,7 @@ from tasks.tracking import MERGED_DIGEST, connect
 from tests.gate.certified import BETTER, splits_for
 from tests.gate.made_up import CONDITIONS, LABELS, evaluation
 from tests.gate.world import make_trained
+from tests.trusts import keep_trust
 
 ANSWERS = {one.text: one.prediction for one in BETTER[1]}  # what a promoted version answers, by text
 OTHERWISE = {text: LABELS[1 - LABELS.index(answer)] for text, answer in ANSWERS.items()}
@@ -90,7 +92,15 @@ class Shop:
         settings = RolloutSettings(**({"smoke_items": 6, "drain_seconds": 0.5} | changes))
         return RolloutSpec.of(self.spec(name).model_copy(update={"rollout": settings}), version)
 
-    def promote(self, name: str, note: str, *, waits: bool = True, key: SigningKey | None = None) -> RegisteredModelRef:
+    def promote(
+        self,
+        name: str,
+        note: str,
+        *,
+        waits: bool = True,
+        key: SigningKey | None = None,
+        learnt: LearntTrust | None = None,
+    ) -> RegisteredModelRef:
         """A version that beats today's champion, if there is one; it waits for its rollout."""
         store, trained = Store(self.execution.store), self._trained(note)
         champion = read_aliases(name, self.execution).champion
@@ -114,8 +124,9 @@ class Shop:
                 asked_by="a test",
             )
         release = Release(kind=ReleaseKind.BY_VERDICT)
-        certificate = certify(store, verdict, trained, release, name, self.golden, key or open_signing_key(store))
-        return register(verdict, certificate, trained, self.spec(name), waits=waits)
+        key, trust = key or open_signing_key(store), keep_trust(store, learnt) if learnt is not None else None
+        certificate = certify(store, verdict, trained, release, name, self.golden, key, trust=trust)
+        return register(verdict, certificate, trained, self.spec(name), waits=waits, trust=trust)
 
     def set_baseline(self, name: str, note: str) -> RegisteredModelRef:
         """A champion on a person's word."""
