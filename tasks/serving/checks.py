@@ -191,11 +191,12 @@ def _compare_sureness(replies: Sequence[Reply], version: VersionRef) -> _Surenes
 
 
 def _problems_of_sureness(sure: _Sureness) -> list[str]:
-    if sure.sides_changed <= max(1, _SIDES * sure.judged):  # one answer may lie right at the threshold
+    allowed = max(1, int(_SIDES * sure.judged))  # one answer may lie right at the threshold
+    if sure.sides_changed <= allowed:
         return []
     return [
         f"{sure.sides_changed:,} of {sure.judged:,} answers are on the other side of the threshold of review than when "
-        f"they were evaluated; at most {_SIDES:.0%} may be. The threshold does not hold for this engine."
+        f"they were evaluated; at most {allowed:,} may be. The threshold does not hold for this engine."
     ]
 
 
@@ -206,7 +207,7 @@ def sureness_rows(check: CheckResult) -> list[str]:
     return [
         f"| Confidence, median difference to the evaluation | {check.sure_median:.4f}, at most "
         f"{check.sure_largest:.4f} ({check.sure_compared:,} answers) | |",
-        f"| Answers on the other side of the threshold of review | {check.sides_changed:,} | at most {_SIDES:.0%} |",
+        f"| Answers on the other side of the threshold of review | {check.sides_changed:,} | at most 1, or {_SIDES:.0%} |",
     ]
 
 

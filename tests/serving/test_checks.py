@@ -228,7 +228,7 @@ def test_the_same_confidences_are_no_problem() -> None:
     assert (check.sure_median, check.sure_largest) == (pytest.approx(0.0), pytest.approx(0.0))
     assert sureness_rows(check) == [
         "| Confidence, median difference to the evaluation | 0.0000, at most 0.0000 (10 answers) | |",
-        "| Answers on the other side of the threshold of review | 0 | at most 10% |",
+        "| Answers on the other side of the threshold of review | 0 | at most 1, or 10% |",
     ]
 
 
@@ -258,7 +258,7 @@ def test_more_than_a_tenth_on_the_other_side_of_the_threshold_is_refused(
     if problems:
         assert check.problems == (
             "3 of 20 answers are on the other side of the threshold of review than when they were evaluated; at most "
-            "10% may be. The threshold does not hold for this engine.",
+            "2 may be. The threshold does not hold for this engine.",
         )
 
 
