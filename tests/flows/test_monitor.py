@@ -14,8 +14,7 @@ import pytest
 import typer
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.actions import VariableCreate
-from prefect.settings import PREFECT_API_URL, PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
+from prefect.settings import PREFECT_API_URL, temporary_settings
 from rich.console import Console
 
 from flows.monitor import monitor
@@ -29,6 +28,7 @@ from tasks.serving import monitor_steps
 from tasks.serving.monitor.claims import Claim
 from tasks.serving.monitor.windows import ParquetLog, PostgresLog
 from tasks.serving.monitor_steps import PrefectClaims, log_of
+from tests.prefect_server import prefect_server
 from tests.serving.requests_made import last_day, steady, write_log
 from tests.serving.test_monitor_claims import at_once, claim
 
@@ -37,10 +37,7 @@ pytestmark = pytest.mark.timeout(300)  # whoever comes first starts the server
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
+    with prefect_server():
         yield
 
 

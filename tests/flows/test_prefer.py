@@ -12,9 +12,7 @@ from uuid import uuid4
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed, Failed
-from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
 
 from flows.prefer import prefer, prefer_further
@@ -28,65 +26,41 @@ from tasks.contracts.references import BaseModelRef, ItemOutcome, RunResult, Spl
 from tasks.contracts.rows import Row, read_rows
 from tasks.contracts.spec import (
     CurateSpec,
-    DataSpec,
-    EvaluateSpec,
-    ExecutionSpec,
-    GoldenSpec,
     Guard,
     PreferenceSpec,
     RetrainSpec,
-    TaskKind,
-    TaskSpec,
     TrainSpec,
 )
-from tasks.data.golden import freeze
 from tasks.evaluation.engines.embedded import EmbeddedEngine
 from tasks.store import Store
 from tasks.training.prefer import Pair, read_pairs
-from tests.tiny import make_tiny_model
-from tests.toys import LABELS, toy_rows, vocabulary, write_jsonl
+from tests.prefect_server import prefect_server
+from tests.toys import toy_risks, toy_rows, toy_spec
 
 pytestmark = pytest.mark.timeout(600)  # whoever comes first starts the server and trains
 
-_RISK = "a toy task with a model of two layers"
 PREFERENCE = PreferenceSpec(mine_share=0.5, min_pairs=5, epochs=2, learning_rate=5e-3)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        for variable in ("MLFLOW_TRACKING_URI", "GOLDGATE_LEDGER", "GOLDGATE_SIGNING_KEY", "GOLDGATE_PUBLIC_KEY"):
-            patched.delenv(variable, raising=False)
-        with (
-            prefect_test_harness(server_startup_timeout=120),
-            temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-        ):
-            yield
+    with prefect_server():
+        yield
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> RetrainSpec:
     """Toy rows, and a recipe so short that the model gets plenty of dev wrong."""
     folder = tmp_path_factory.mktemp("prefer")
-    made = RetrainSpec(
-        name="tickets",
-        task=TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which team?", labels=LABELS),
-        data=DataSpec(source=str(write_jsonl(folder / "rows.jsonl", toy_rows(300, seed=1)))),
-        golden=GoldenSpec(path=str(folder / "golden"), items=60),
-        base_model=str(make_tiny_model(folder / "base", vocabulary())),
-        curate=CurateSpec(
-            dev_share=0.3,
-            accept_risks=dict.fromkeys(
-                (Guard.FEW_ROWS, Guard.LEARNING_RATE, Guard.SELF_CHECK, Guard.UNSEEN_ANSWER), _RISK
-            ),
-        ),
+    risks = toy_risks(Guard.FEW_ROWS, Guard.LEARNING_RATE, Guard.SELF_CHECK, Guard.UNSEEN_ANSWER)
+    return toy_spec(
+        folder,
+        toy_rows(300, seed=1),
+        items=60,
+        curate=CurateSpec(dev_share=0.3, accept_risks=risks),
         train=TrainSpec(epochs=1, learning_rate=1e-4, batch_size=16, max_tokens=128, evaluations=1),
-        evaluate=EvaluateSpec(max_new_tokens=8, batch_size=40),
         preference=PREFERENCE,
-        execution=ExecutionSpec(store=str(folder / "store"), tracking_uri=f"sqlite:///{folder}/mlflow.db"),
     )
-    freeze(made)
-    return made
 
 
 class Ran(NamedTuple):

@@ -17,8 +17,6 @@ import pytest
 from mlflow import MlflowClient
 from mlflow.entities import ViewType
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.evaluate import evaluate
 from flows.retrain import retrain
@@ -44,12 +42,9 @@ from tasks.contracts.references import (
     Verdict,
 )
 from tasks.contracts.spec import (
-    CurateSpec,
     DataSpec,
     EvaluateSpec,
-    ExecutionSpec,
     GoldenSpec,
-    Guard,
     Override,
     Policy,
     PromptKind,
@@ -57,30 +52,22 @@ from tasks.contracts.spec import (
     SuiteSpec,
     TaskKind,
     TaskSpec,
-    TrainSpec,
 )
 from tasks.data.golden import freeze
 from tasks.gate.ledger import Ledger, LookRecord, ledger_url
 from tasks.store import Store, digest_file
-from tests.tiny import make_tiny_model
-from tests.toys import LABELS, toy_rows, vocabulary, write_jsonl
+from tests.prefect_server import prefect_server
+from tests.toys import LABELS, toy_rows, toy_spec, write_jsonl
 
 pytestmark = pytest.mark.timeout(600)  # whoever comes first starts the server and trains
 
 ADA = Override(by="Ada Lovelace", reason="the old one is wrong on refunds")
-_RISK = "a toy task with a model of two layers"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        for variable in ("MLFLOW_TRACKING_URI", "GOLDGATE_LEDGER", "GOLDGATE_SIGNING_KEY", "GOLDGATE_PUBLIC_KEY"):
-            patched.delenv(variable, raising=False)
-        with (
-            prefect_test_harness(server_startup_timeout=120),
-            temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),  # a run waits a second for that thread
-        ):
-            yield
+    with prefect_server():
+        yield
 
 
 def rows(seed: int = 1) -> list[dict[str, str]]:
@@ -93,21 +80,12 @@ def rows(seed: int = 1) -> list[dict[str, str]]:
 def world(tmp_path_factory: pytest.TempPathFactory) -> RetrainSpec:
     """A spec over toy rows, a frozen golden set and a tiny model, in one store."""
     folder = tmp_path_factory.mktemp("world")
-    model = make_tiny_model(folder / "base", vocabulary())
-    source = write_jsonl(folder / "rows.jsonl", rows())
-    spec = RetrainSpec(
-        name="tickets",
-        task=TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which team?", labels=LABELS),
-        data=DataSpec(source=str(source), slice_field="channel"),
-        golden=GoldenSpec(path=str(folder / "golden"), items=80),
-        base_model=str(model),
-        curate=CurateSpec(accept_risks={Guard.FEW_ROWS: _RISK, Guard.LEARNING_RATE: _RISK}),
-        train=TrainSpec(epochs=6, learning_rate=5e-3, batch_size=16, max_tokens=128, evaluations=2),
+    return toy_spec(
+        folder,
+        rows(),
+        slice_field="channel",
         evaluate=EvaluateSpec(max_new_tokens=8, batch_size=40, baseline_shots=2, baseline_dev_items=20),
-        execution=ExecutionSpec(store=str(folder / "store"), tracking_uri=f"sqlite:///{folder}/mlflow.db"),
     )
-    freeze(spec)
-    return spec
 
 
 def on_shuffled_labels(spec: RetrainSpec) -> RetrainSpec:

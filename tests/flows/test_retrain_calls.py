@@ -8,8 +8,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.retrain import retrain
 from tasks.contracts.errors import ModelError
@@ -29,26 +27,20 @@ from tasks.contracts.spec import (
 from tasks.data.golden import freeze
 from tasks.store import Store
 from tasks.tracking import registered_files
+from tests.prefect_server import prefect_server
 from tests.tiny import make_tiny_model
 from tests.tool_toys import CALL, REFUND, RESTART, WORDS, openai_call, tool_rows, vocabulary, with_template
-from tests.toys import write_jsonl
+from tests.toys import toy_risks, write_jsonl
 
 pytestmark = pytest.mark.timeout(600)
 
-_RISK = "a toy task with a model of two layers"
 _BAD = {"role": "assistant", "content": None, "tool_calls": [openai_call("delete_all", "{}")]}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        for variable in ("MLFLOW_TRACKING_URI", "GOLDGATE_LEDGER", "GOLDGATE_SIGNING_KEY", "GOLDGATE_PUBLIC_KEY"):
-            patched.delenv(variable, raising=False)
-        with (
-            prefect_test_harness(server_startup_timeout=120),
-            temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-        ):
-            yield
+    with prefect_server():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -64,7 +56,7 @@ def spec(tmp_path_factory: pytest.TempPathFactory) -> RetrainSpec:
         ),
         golden=GoldenSpec(path=str(folder / "golden"), items=60),
         base_model=str(with_template(plain, folder / "base")),
-        curate=CurateSpec(accept_risks={Guard.FEW_ROWS: _RISK, Guard.LEARNING_RATE: _RISK}),
+        curate=CurateSpec(accept_risks=toy_risks(Guard.FEW_ROWS, Guard.LEARNING_RATE)),
         # All weights, since an adapter on random ones does not learn to write JSON in seconds.
         train=TrainSpec(
             method=TrainMethod.FULL, epochs=20, learning_rate=4e-3, batch_size=16, max_tokens=384, evaluations=2

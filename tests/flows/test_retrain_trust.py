@@ -10,8 +10,6 @@ from pathlib import Path
 import httpx
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.retrain import retrain
 from flows.rollout import rollout
@@ -21,67 +19,44 @@ from tasks.contracts.serving import Phase, RolloutResult, RolloutSpec, Trust
 from tasks.contracts.spec import (
     ConfidenceSpec,
     CurateSpec,
-    DataSpec,
-    EvaluateSpec,
     ExecutionSpec,
-    GoldenSpec,
     Guard,
     Policy,
     RetrainSpec,
     RolloutSettings,
-    TaskKind,
-    TaskSpec,
-    TrainSpec,
 )
-from tasks.data.golden import freeze
 from tasks.registry.serving_aliases import read_aliases, resolve_version
 from tasks.serving.client import gateway_of
 from tasks.serving.trust import sureness
 from tasks.store import Store
+from tests.prefect_server import prefect_server
 from tests.serving.fake_engine import Behaviour, FakeCommand
 from tests.serving.gateway_process import running_gateway
-from tests.tiny import make_tiny_model
-from tests.toys import LABELS, toy_rows, vocabulary, write_jsonl
+from tests.toys import LABELS, toy_risks, toy_rows, toy_spec
 
 pytestmark = pytest.mark.timeout(600)
-
-_RISK = "a toy task with a model of two layers"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        for variable in ("MLFLOW_TRACKING_URI", "GOLDGATE_LEDGER", "GOLDGATE_SIGNING_KEY", "GOLDGATE_PUBLIC_KEY",
-                         "GOLDGATE_GATEWAY", "GOLDGATE_ADMIN_KEY"):  # fmt: skip
-            patched.delenv(variable, raising=False)
-        with (
-            prefect_test_harness(server_startup_timeout=120),
-            temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-        ):
-            yield
+    with prefect_server():
+        yield
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> RetrainSpec:
     """A task with a third of its rows in dev, whose promotion waits for a person first."""
     folder = tmp_path_factory.mktemp("trust")
-    made = RetrainSpec(
-        name="tickets",
-        task=TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which team?", labels=LABELS),
-        data=DataSpec(source=str(write_jsonl(folder / "rows.jsonl", toy_rows(400, seed=1)))),
-        golden=GoldenSpec(path=str(folder / "golden"), items=80),
-        base_model=str(make_tiny_model(folder / "base", vocabulary())),
-        curate=CurateSpec(dev_share=0.35, accept_risks=dict.fromkeys((Guard.FEW_ROWS, Guard.LEARNING_RATE), _RISK)),
-        train=TrainSpec(epochs=6, learning_rate=5e-3, batch_size=16, max_tokens=128, evaluations=2),
-        evaluate=EvaluateSpec(max_new_tokens=8, batch_size=40),
+    return toy_spec(
+        folder,
+        toy_rows(400, seed=1),
+        curate=CurateSpec(dev_share=0.35, accept_risks=toy_risks(Guard.FEW_ROWS, Guard.LEARNING_RATE)),
         policy=Policy(approval_hours=1),
         rollout=RolloutSettings(
             smoke_items=5, drain_seconds=0.5, confidence=ConfidenceSpec(target_accuracy=0.8, min_rows=20)
         ),
         execution=ExecutionSpec(store=str(folder / "store")),  # the registry too, where the gateway looks for it
     )
-    freeze(made)
-    return made
 
 
 def run(spec: RetrainSpec, approval: Approval | None = None) -> tuple[str, RunResult]:

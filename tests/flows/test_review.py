@@ -9,8 +9,6 @@ from typing import Any
 import pytest
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 from typer.testing import CliRunner
 
 from flows.review import review
@@ -20,6 +18,7 @@ from tasks.contracts.errors import ServiceError, SpecError
 from tasks.contracts.review import Review, Reviewed, ReviewItem, ReviewResult, ReviewSpec
 from tasks.serving.review import steps
 from tests.data.toy_data import read_lines
+from tests.prefect_server import prefect_server
 from tests.serving.test_review_rows import spec as make_spec
 from tests.serving.test_review_spool import NOON, item
 
@@ -29,10 +28,7 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "complaints" / "review.yaml"
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-    ):
+    with prefect_server():
         yield
 
 

@@ -13,8 +13,6 @@ import httpx
 import pytest
 import typer
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -32,6 +30,7 @@ from tasks.serving.client import ConflictError, GatewayClient, gateway_of
 from tasks.serving.request_log import ParquetSink
 from tasks.serving.review.rows import read_records
 from tasks.serving.shadow_pairs import RECORD_FILE, Pair, ShadowRecord, pair_row, pair_schema
+from tests.prefect_server import prefect_server
 from tests.serving.fake_engine import Behaviour, FakeCommand
 from tests.serving.gateway_process import running_gateway
 from tests.serving.promoted import ANSWERS, OTHERWISE, Shop
@@ -43,17 +42,10 @@ START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        for variable in ("MLFLOW_TRACKING_URI", "GOLDGATE_LEDGER", "GOLDGATE_SIGNING_KEY", "GOLDGATE_PUBLIC_KEY",
-                         "GOLDGATE_GATEWAY", "GOLDGATE_ADMIN_KEY", "GOLDGATE_VENDOR_KEY"):  # fmt: skip
-            patched.delenv(variable, raising=False)
+    with prefect_server() as patched:
         patched.setattr(selftest, "HISTORIES", 60)
         patched.setattr(selftest, "HISTORIES_DEAR", 10)
-        with (
-            prefect_test_harness(server_startup_timeout=120),
-            temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-        ):
-            yield
+        yield
 
 
 # -- the report -------------------------------------------------------------------------------------------------------

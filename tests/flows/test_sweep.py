@@ -17,9 +17,7 @@ from mlflow.entities import Run
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.objects import FlowRun
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
 from prefect.states import Completed
-from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
 
 import flows.sweep as module
@@ -31,59 +29,44 @@ from tasks.contracts.progress import Progress
 from tasks.contracts.references import BaseModelRef, DevLossLimit, SplitsRef, TrainRequest
 from tasks.contracts.spec import (
     CurateSpec,
-    DataSpec,
     EvaluateSpec,
     ExecutionSpec,
-    GoldenSpec,
     Guard,
-    RetrainSpec,
     TaskKind,
     TaskSpec,
     TrainSpec,
 )
 from tasks.contracts.sweep import LearningRates, SearchSpace, SweepRef, SweepSpec, TrialState
-from tasks.data.golden import ITEMS, freeze
+from tasks.data.golden import ITEMS
 from tasks.gate.ledger import Ledger, ledger_url
 from tasks.store import Store
 from tasks.training.job import append_record, write_progress
 from tasks.training.pruned import keep_pruned
-from tests.tiny import make_tiny_model
-from tests.toys import LABELS, toy_rows, vocabulary, write_jsonl
+from tests.prefect_server import prefect_server
+from tests.toys import LABELS, toy_risks, toy_rows, toy_spec
 
 pytestmark = pytest.mark.timeout(600)  # whoever comes first starts the server and trains
 
 ROOT = Path(__file__).parents[2]
-_RISK = "a toy task with a model of two layers"
 
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        for variable in ("MLFLOW_TRACKING_URI", "GOLDGATE_LEDGER", "GOLDGATE_SIGNING_KEY", "GOLDGATE_PUBLIC_KEY"):
-            patched.delenv(variable, raising=False)
-        with (
-            prefect_test_harness(server_startup_timeout=120),
-            temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),  # a run waits a second for that thread
-        ):
-            yield
+    with prefect_server():
+        yield
 
 
 @pytest.fixture(scope="module")
 def spec(tmp_path_factory: pytest.TempPathFactory) -> SweepSpec:
     """A search over rates of which the lowest learn nothing, so that some trial is far behind."""
     folder = tmp_path_factory.mktemp("world")
-    training = RetrainSpec(
-        name="tickets",
-        task=TaskSpec(kind=TaskKind.CLASSIFY, instruction="Which team?", labels=LABELS),
-        data=DataSpec(source=str(write_jsonl(folder / "rows.jsonl", toy_rows(400, seed=1)))),
-        golden=GoldenSpec(path=str(folder / "golden"), items=80),
-        base_model=str(make_tiny_model(folder / "base", vocabulary())),
-        curate=CurateSpec(accept_risks=dict.fromkeys(Guard, _RISK)),
+    training = toy_spec(
+        folder,
+        toy_rows(400, seed=1),
+        curate=CurateSpec(accept_risks=toy_risks(*Guard)),
         train=TrainSpec(epochs=2, batch_size=16, max_tokens=128, evaluations=4),
         evaluate=EvaluateSpec(max_new_tokens=8, batch_size=40, baseline_shots=2, baseline_dev_items=20),
-        execution=ExecutionSpec(store=str(folder / "store"), tracking_uri=f"sqlite:///{folder}/mlflow.db"),
     )
-    freeze(training)
     return SweepSpec(
         trials=4,
         startup_trials=2,

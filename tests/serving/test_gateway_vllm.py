@@ -6,17 +6,14 @@ import asyncio
 import json
 import os
 import signal
-import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
-from tasks.contracts.serving import EngineSpec, EngineState
-from tasks.contracts.spec import ExecutionSpec
-from tasks.serving.host import EngineHost, Pace
-from tasks.serving.vllm import VllmCommand
+from tasks.serving.host import EngineHost
+from tests.serving.real_engine import real_engine
 from tests.serving.records import version
 from tests.serving.running import Running, gateway
 
@@ -37,33 +34,12 @@ def server(folder: Path) -> psutil.Process:
 
 
 def test_chats_completions_streams_tools_and_errors_pass_through(tmp_path: Path) -> None:
-    from tests.flows.test_synthesize import small_model
+    from tests.tiny import small_model
 
     model = small_model(tmp_path / "model")
-    host = EngineHost(
-        _folder(tmp_path), ExecutionSpec(), VllmCommand(), prepare=lambda *_: model, pace=Pace(back_off=())
-    )  # fmt: skip
-    try:
-        parser = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
-        host.start(SEVEN, EngineSpec(eager=True, start_seconds=300.0, arguments=parser))
-        until = time.monotonic() + 300
-        while (status := host.status(SEVEN.engine)) is not None and status.state is EngineState.STARTING:
-            assert time.monotonic() < until
-            time.sleep(0.2)
-        assert status is not None
-        assert status.state is EngineState.READY, status.why
+    parser = ("--enable-auto-tool-choice", "--tool-call-parser", "hermes")
+    with real_engine(tmp_path / "engines", SEVEN, model, parser) as host:
         asyncio.run(_scene(tmp_path, host, model))
-    finally:
-        host.close()
-        for process in psutil.process_iter(["cmdline"]):
-            if str(model) in (process.info["cmdline"] or []):
-                os.killpg(process.pid, signal.SIGKILL)
-
-
-def _folder(tmp_path: Path) -> Path:
-    folder = tmp_path / "engines"
-    folder.mkdir()
-    return folder
 
 
 async def _scene(tmp_path: Path, host: EngineHost, model: Path) -> None:

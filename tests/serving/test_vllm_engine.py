@@ -277,7 +277,7 @@ def ask(host: EngineHost, engine: str, **more: Any) -> httpx.Response:
 
 @pytest.fixture(scope="module")
 def real_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.flows.test_synthesize import small_model
+    from tests.tiny import small_model
 
     return small_model(tmp_path_factory.mktemp("real"))
 

@@ -86,7 +86,7 @@ def two_models(folder: Path) -> tuple[Path, Path]:
     import torch
     from safetensors.torch import load_file, save_file
 
-    from tests.flows.test_synthesize import small_model
+    from tests.tiny import small_model
 
     first = small_model(folder)
     second = shutil.copytree(first, folder / "second")
