@@ -34,6 +34,7 @@ _STATE = "services.json"
 _START_SECONDS = 180.0  # a cold first start on two busy cores takes about a minute
 _CANCEL_SECONDS = 10.0
 _STOP_SECONDS = 8.0
+_PAUSES = (0.5, 1.0, 2.0, 4.0, 8.0)  # seconds between tries while Prefect is busy
 _HEARTBEAT_SECONDS = 30  # the automation in deployments/automations.yaml waits for three of these
 _ACTIVE = ["PENDING", "RUNNING", "CANCELLING"]
 
@@ -86,7 +87,7 @@ def client_environment(execution: ExecutionSpec) -> dict[str, str]:
     store = Path(execution.store).absolute()
     environment["PREFECT_HOME"] = str(store / "prefect")
     services = _read_state(store)
-    if services is not None and all(_alive(process) for process in services.processes):
+    if services is not None and _whole(services) and all(_alive(process) for process in services.processes):
         environment["PREFECT_API_URL"] = f"{services.prefect_url}/api"
         environment["MLFLOW_TRACKING_URI"] = services.mlflow_url
     return environment
@@ -128,12 +129,18 @@ def up(
     with _locked(store):
         running = _read_state(store)
         if running is not None:
-            if all(_alive(process) for process in running.processes):
+            if _whole(running) and all(_alive(process) for process in running.processes):
                 console.print("Already up.", highlight=False)
                 _say_where(running, console)
                 return running
             if any(_alive(process) for process in running.processes):
-                ended = next(process for process in running.processes if not _alive(process))
+                ended = next((process for process in running.processes if not _alive(process)), None)
+                if ended is None:
+                    raise ServiceError(
+                        "An earlier `goldgate up` was cut off before all was started.",
+                        where=str(store),
+                        fix="`goldgate down`, then `goldgate up`",
+                    )
                 raise ServiceError(
                     f"{ended.name} has ended, the others still run. The end of its log:\n{_tail(Path(ended.log))}",
                     where=ended.log,
@@ -144,11 +151,15 @@ def up(
             prefect_url=f"http://127.0.0.1:{choose_port('Prefect', PREFECT_PORT, prefect_port, console)}",
             mlflow_url=f"http://127.0.0.1:{choose_port('MLflow', MLFLOW_PORT, mlflow_port, console)}",
         )
+        children: list[subprocess.Popen[bytes]] = []
         try:
-            return _start_all(services, store, prefect_file, console)
+            return _start_all(services, store, prefect_file, console, children)
         except BaseException:
             console.print("Stopping what was started.", highlight=False)
-            _stop_all(store, console)
+            try:
+                _stop_all(store, console)
+            finally:  # an interrupt may have come before what was started last was written down
+                _stop([_process("", child, "") for child in children if child.poll() is None])
             raise
 
 
@@ -230,14 +241,19 @@ def deploy(prefect_url: str, environment: Mapping[str, str], prefect_file: Path,
 # -- starting -----------------------------------------------------------------------------------------------------
 
 
-def _start_all(services: Services, store: Path, prefect_file: Path, console: Console) -> Services:
+def _start_all(
+    services: Services, store: Path, prefect_file: Path, console: Console, children: list[subprocess.Popen[bytes]]
+) -> Services:
+    """Start all of it; each process is in `children` as soon as there is one."""
     environment = worker_environment(services, os.environ)
     logs = store / "logs"
     prefect_port, mlflow_port = (url.rpartition(":")[2] for url in (services.prefect_url, services.mlflow_url))
 
     def start(name: str, *command: str) -> None:
         nonlocal services
-        process = _spawn(name, [sys.executable, "-m", *command], environment, store, logs / f"{name}.log")
+        log = logs / f"{name}.log"
+        children.append(_spawn([sys.executable, "-m", *command], environment, store, log))
+        process = _process(name, children[-1], str(log))
         services = services.model_copy(update={"processes": (*services.processes, process)})
         _write_state(store, services)
 
@@ -269,14 +285,17 @@ def _start_all(services: Services, store: Path, prefect_file: Path, console: Con
     return services
 
 
-def _spawn(name: str, command: list[str], environment: dict[str, str], cwd: Path, log: Path) -> Process:
+def _spawn(command: list[str], environment: dict[str, str], cwd: Path, log: Path) -> subprocess.Popen[bytes]:
     with log.open("wb") as out:
         # A session of its own: Ctrl-C in the terminal must reach `up`, which then ends it in order.
-        child = subprocess.Popen(
+        return subprocess.Popen(
             command, env=environment, cwd=cwd, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
             start_new_session=True,
         )  # fmt: skip
-    return Process(name=name, pid=child.pid, started=psutil.Process(child.pid).create_time(), log=str(log))
+
+
+def _process(name: str, child: subprocess.Popen[bytes], log: str) -> Process:
+    return Process(name=name, pid=child.pid, started=psutil.Process(child.pid).create_time(), log=log)
 
 
 def _wait(process: Process, is_up: Callable[[], bool]) -> None:
@@ -345,15 +364,22 @@ def _is_free(port: int) -> bool:
 
 
 def _say_where(services: Services, console: Console) -> None:
-    by_name = f"{services.prefect_url}/api/deployments/name/retrain/complaints"
-    answer = httpx.get(by_name, timeout=10.0, trust_env=False)
+    answer: httpx.Response | None
+    with httpx.Client(base_url=f"{services.prefect_url}/api", timeout=30.0, trust_env=False) as api:
+        try:
+            answer = _request(api, "GET", "/deployments/name/retrain/complaints")
+            if answer.status_code != httpx.codes.NOT_FOUND:
+                _check(answer)
+        except ServiceError as error:  # all is up nevertheless
+            answer = None
+            console.print(f"Where to start a run could not be asked ({error}).", highlight=False, markup=False)
     lines = [
         f"Prefect    {services.prefect_url}",
         f"MLflow     {services.mlflow_url}",
         f"Reports    {services.store}/runs",
         f"Logs       {services.store}/logs",
     ]
-    if answer.is_success:
+    if answer is not None and answer.is_success:  # where it is not deployed there is no page to start it from
         deployment = answer.json()["id"]
         lines += [
             f"Start here {services.prefect_url}/v2/deployments/deployment/{deployment}/run",
@@ -403,8 +429,10 @@ def _runs(api: httpx.Client, *kinds: str) -> list[dict[str, Any]]:
 
 
 def _set_state(api: httpx.Client, run: Mapping[str, Any], kind: str, message: str) -> None:
+    # By Prefect's rules a run that has ended meanwhile is not cancelled any more, and a forced one would be.
+    force = kind != "CANCELLING"
     state = {"type": kind, "message": message}
-    _ask(api, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": True})
+    _ask(api, "POST", f"/flow_runs/{run['id']}/set_state", {"state": state, "force": force})
 
 
 def _cancel_runs(api: httpx.Client, workers: list[Process], console: Console) -> None:
@@ -438,17 +466,25 @@ def _stop(processes: list[Process]) -> None:
     """End processes and all of their children: asked first, killed after a few seconds."""
     trees: list[psutil.Process] = []
     for process in processes:
-        if _alive(process):
-            parent = psutil.Process(process.pid)
-            trees += [parent, *_children(process)]
-            parent.terminate()
+        with suppress(psutil.NoSuchProcess):  # it may end by itself just now
+            if _alive(process):
+                parent = psutil.Process(process.pid)
+                trees += [parent, *_children(process)]
+                parent.terminate()
     _, left = psutil.wait_procs(trees, timeout=_STOP_SECONDS)
     for process_left in left:
-        process_left.kill()
+        with suppress(psutil.NoSuchProcess):  # likewise, as children do when their parent is killed
+            process_left.kill()
     psutil.wait_procs(left, timeout=_STOP_SECONDS)
 
 
 # -- what is known -------------------------------------------------------------------------------------------------
+
+
+def _whole(services: Services) -> bool:
+    """Whether `up` got as far as its workers, which it starts last, when the servers answer and all is deployed."""
+    wanted = {"prefect", "mlflow", *(f"worker-{pool}" for pool in _yaml("work_pools.yaml"))}
+    return wanted <= {process.name for process in services.processes}
 
 
 def _alive(process: Process) -> bool:
@@ -533,20 +569,50 @@ def _yaml(name: str) -> Any:
 def _ask(api: httpx.Client, method: str, path: str, record: Any) -> Any:
     """What Prefect answers, as JSON.
 
-    A server that is busy refuses with 503; Prefect's own clients ask again, and so does this.
+    Raises:
+        ServiceError: it refuses, with its answer, or goes on being too busy.
+    """
+    answer = _request(api, method, path, record)
+    _check(answer)
+    return answer.json() if answer.content else None
+
+
+def _request(api: httpx.Client, method: str, path: str, record: Any = None) -> httpx.Response:
+    """What Prefect answers, whatever it is.
+
+    A server that is busy refuses with 503 or lets one wait; Prefect's own clients ask again, and so does this. What
+    changes something is not asked again after a wait, since it may have been done.
 
     Raises:
-        ServiceError: it refuses for another reason, with its answer.
+        ServiceError: it does not answer in time.
     """
-    for pause in (0.5, 1.0, 2.0, 4.0, 8.0, None):
-        answer = api.request(method, path, json=record)
-        if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or pause is None:
-            break
+    for pause in (*_PAUSES, None):
+        try:
+            answer = api.request(method, path, json=record)
+        except httpx.TimeoutException as error:
+            if method != "GET" or pause is None:
+                raise ServiceError(
+                    f"Prefect does not answer {method} {path} in time.",
+                    where=str(error.request.url),
+                    fix="see prefect.log in the store's folder `logs`; if the machine is busy, try again later",
+                ) from error
+        else:
+            if answer.status_code != httpx.codes.SERVICE_UNAVAILABLE or pause is None:
+                break
         time.sleep(pause)
+    return answer
+
+
+def _check(answer: httpx.Response) -> None:
+    """Refuse what Prefect refuses.
+
+    Raises:
+        ServiceError: it refuses, with its answer.
+    """
     if not answer.is_success:
+        path = answer.url.path.removeprefix("/api")
         raise ServiceError(
-            f"Prefect refuses {method} {path}: HTTP {answer.status_code} {answer.text[:500]}",
+            f"Prefect refuses {answer.request.method} {path}: HTTP {answer.status_code} {answer.text[:500]}",
             where=str(answer.url),
             fix="see prefect.log in the store's folder `logs`, and mend what it names in deployments/",
         )
-    return answer.json() if answer.content else None

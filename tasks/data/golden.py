@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
+import os
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -121,12 +124,7 @@ def freeze(
         StoreError: the folder cannot be written.
     """
     folder = Path(spec.golden.path)
-    if (folder / MANIFEST).exists():
-        raise GoldenSetError(
-            "The golden set is frozen already; a set that could be changed would prove nothing.",
-            where=str(folder / MANIFEST),
-            fix="keep it, or name another folder in `golden.path` to freeze a new one",
-        )
+    _check_not_frozen(folder)
     try:
         source_digest = digest_source(_fair(spec.data))
         draft = draft_golden(spec, listener, planner, source_digest)
@@ -135,21 +133,23 @@ def freeze(
         listener(Progress(3, 4, "steps", "checking the chosen items"))
         _check_suite(draft.items, spec)
         folder.mkdir(parents=True, exist_ok=True)
-        write_rows(folder / ITEMS, draft.items)
-        digest = digest_file(folder / ITEMS)
-        manifest = {
-            "digest": digest,
-            "items": len(draft.items),
-            "strata": dict(sorted(Counter(stratum(row, spec.task) for row in draft.items).items())),
-            "name": spec.name,
-            "task": spec.task.model_dump(mode="json"),
-            "source_digest": source_digest,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            **_said_of(draft, spec, planner),
-        }
-        part = folder / f"{MANIFEST}.part"
-        part.write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
-        part.replace(folder / MANIFEST)
+        with _alone(folder):
+            _check_not_frozen(folder)  # another may have frozen it while this one chose
+            write_rows(folder / ITEMS, draft.items)
+            digest = digest_file(folder / ITEMS)
+            manifest = {
+                "digest": digest,
+                "items": len(draft.items),
+                "strata": dict(sorted(Counter(stratum(row, spec.task) for row in draft.items).items())),
+                "name": spec.name,
+                "task": spec.task.model_dump(mode="json"),
+                "source_digest": source_digest,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                **_said_of(draft, spec, planner),
+            }
+            part = folder / f"{MANIFEST}.part"
+            part.write_text(json.dumps(manifest, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+            part.replace(folder / MANIFEST)
     except OSError as error:
         raise StoreError(
             f"The golden set cannot be written: {error.strerror or error}.",
@@ -158,6 +158,26 @@ def freeze(
         ) from error
     listener(Progress(4, 4, "steps"))
     return GoldenSetRef(path=str(folder.absolute()), digest=digest, items=len(draft.items))
+
+
+def _check_not_frozen(folder: Path) -> None:
+    if (folder / MANIFEST).exists():
+        raise GoldenSetError(
+            "The golden set is frozen already; a set that could be changed would prove nothing.",
+            where=str(folder / MANIFEST),
+            fix="keep it, or name another folder in `golden.path` to freeze a new one",
+        )
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time writes here. The folder itself is locked: a golden set is kept under version control."""
+    lock = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)
 
 
 def draft_golden(

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -84,8 +85,10 @@ def open_signing_key(store: Store) -> SigningKey:
             fix="find out who put it there; to keep the signing key, delete the public one, it is then written anew",
         )
     if _named(SIGNING_KEY) is None and not beside.exists():
-        with suppress(OSError):  # a store that can only be read still signs, and the public key follows from the other
-            _write(beside, _public_pem(path), 0o644)
+        # A store that can only be read still signs, and the public key follows from the other.
+        with suppress(OSError), _locked(beside.parent):  # two who write at once would take each other's unfinished file
+            if not beside.exists():
+                _write(beside, _public_pem(path), 0o644)
     return SigningKey(signer, signer.public_key.keyid)
 
 
@@ -127,8 +130,7 @@ def _make(path: Path) -> None:
     """Make the store's key; of several processes at once the first makes it and the others find it."""
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with (path.parent / "gate.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with _locked(path.parent):
             if not path.exists():
                 (path.parent / ".gitignore").write_text("*\n", encoding="ascii")  # a store can lie in a checkout
                 _write(path, CryptoSigner.generate_ed25519().private_bytes, 0o600)
@@ -138,6 +140,14 @@ def _make(path: Path) -> None:
             where=str(path),
             fix=f"allow writing there, or {_MAKE_ONE} and set {SIGNING_KEY} to its path",
         ) from error
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """One process at a time writes keys here."""
+    with (folder / "gate.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _write(path: Path, data: bytes, mode: int) -> None:

@@ -124,6 +124,7 @@ def register(
             key = sha256(f"register {' '.join(about)}".encode()).hexdigest()
             title = f"register {trained.merged_digest[:8]}"
             found = add_version(spec.execution, spec.name, title, new, key=key)
+            _check_registry(client, verdict, trained, spec.name)  # another may have been promoted during the upload
         version = str(found.version)
         if waits:
             alias, previous = let_wait(client, spec.name, version)

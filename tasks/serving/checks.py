@@ -207,7 +207,8 @@ def sureness_rows(check: CheckResult) -> list[str]:
     return [
         f"| Confidence, median difference to the evaluation | {check.sure_median:.4f}, at most "
         f"{check.sure_largest:.4f} ({check.sure_compared:,} answers) | |",
-        f"| Answers on the other side of the threshold of review | {check.sides_changed:,} | at most 1, or {_SIDES:.0%} |",
+        f"| Answers on the other side of the threshold of review | {check.sides_changed:,} | "
+        f"at most 1, or {_SIDES:.0%} |",
     ]
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import re
 import shutil
 import uuid
-from collections.abc import Set
+from collections.abc import Callable, Set
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -212,8 +214,16 @@ def forget_models(models: Path, kept: Set[str]) -> list[Path]:
 
 
 def remove_folder(folder: Path) -> None:
-    """Delete a folder that was made unchangeable."""
-    for path in (folder, *folder.rglob("*")):
-        if path.is_dir():
-            path.chmod(0o755)
-    shutil.rmtree(folder)
+    """Delete a folder that was made unchangeable; another thread may be deleting it too."""
+    for path, _, _ in os.walk(folder):  # what it cannot list is said by the next line
+        with suppress(FileNotFoundError):
+            Path(path).chmod(0o755)
+    shutil.rmtree(folder, onerror=_unless_gone)
+
+
+def _unless_gone(
+    do: Callable[..., object], path: str, error: tuple[type[BaseException], BaseException, object]
+) -> None:
+    """Of what goes wrong while a folder is deleted: that another has just deleted it is what was wanted."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]

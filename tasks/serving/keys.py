@@ -6,6 +6,7 @@ protect nothing more; it would only cost each request its time. The salt keeps e
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import logging
@@ -14,7 +15,8 @@ import re
 import secrets
 import stat
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -65,13 +67,6 @@ def add_key(path: Path, name: str, per_minute: int | None = None) -> str:
         SpecError: there is a key of this name, or the name cannot be one.
         StoreError: the file cannot be read or written.
     """
-    keys = list_keys(path) if path.exists() else ()
-    if any(key.name == name for key in keys):
-        raise SpecError(
-            f"There is a key of {name!r} already.",
-            where=str(path),
-            fix="remove it first, or give this one another name",
-        )
     salt, public, secret = os.urandom(16), os.urandom(_ID_BYTES).hex(), secrets.token_urlsafe(_BYTES)
     key = f"gg-{public}-{secret}"
     try:
@@ -85,7 +80,15 @@ def add_key(path: Path, name: str, per_minute: int | None = None) -> str:
             where=f"name {name!r}, per_minute {per_minute}",
             fix="a name of letters, digits, spaces and ._@-, 64 at most; a rate of one a minute or more",
         ) from error
-    _write(path, (*keys, made))
+    with _alone(path):
+        keys = list_keys(path) if path.exists() else ()
+        if any(known.name == name for known in keys):
+            raise SpecError(
+                f"There is a key of {name!r} already.",
+                where=str(path),
+                fix="remove it first, or give this one another name",
+            )
+        _write(path, (*keys, made))
     return key
 
 
@@ -96,15 +99,17 @@ def remove_key(path: Path, name: str) -> None:
         SpecError: there is no key of this name.
         StoreError: the file cannot be read or written.
     """
-    keys = list_keys(path)
-    left = tuple(key for key in keys if key.name != name)
-    if len(left) == len(keys):
-        raise SpecError(
-            f"There is no key of {name!r}.",
-            where=str(path),
-            fix=f"it has keys of {', '.join(key.name for key in keys) or 'nobody'}",
-        )
-    _write(path, left)
+    list_keys(path)  # refuses where there is none, before a lock is left there
+    with _alone(path):
+        keys = list_keys(path)
+        left = tuple(key for key in keys if key.name != name)
+        if len(left) == len(keys):
+            raise SpecError(
+                f"There is no key of {name!r}.",
+                where=str(path),
+                fix=f"it has keys of {', '.join(key.name for key in keys) or 'nobody'}",
+            )
+        _write(path, left)
 
 
 def list_keys(path: Path) -> tuple[ClientKey, ...]:
@@ -148,8 +153,8 @@ class Keys:
 
     def __init__(self, path: Path, clock: Callable[[], float] = time.monotonic) -> None:
         self._path, self._clock = path, clock
+        self._seen = self._mark()  # before it is read: a change in between is one that is seen
         self._by_id = {key.id: key for key in list_keys(path)}
-        self._seen = self._mark()
         self._looked = clock()
 
     def find(self, key: str) -> ClientKey | None:
@@ -201,19 +206,17 @@ def admin_key(folder: Path, environment: Mapping[str, str] = os.environ) -> str:
         return named
     path = folder / ADMIN_KEY_FILE
     try:
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    except FileExistsError:
-        return _read_admin_key(path)
+        if not path.exists():
+            # Whole or not at all: an empty file, left by a kill, would be refused at every later start.
+            write_durably(path, secrets.token_urlsafe(_BYTES) + "\n", mode=0o600, replace=False)
+    except FileExistsError:  # another was first
+        pass
     except OSError as error:
         raise StoreError(
             f"The key of the gateway's /admin cannot be made: {error.strerror}",
             where=str(path),
             fix="allow writing there",
         ) from error
-    with os.fdopen(handle, "w") as out:
-        out.write(secrets.token_urlsafe(_BYTES) + "\n")
-        out.flush()
-        os.fsync(out.fileno())
     return _read_admin_key(path)
 
 
@@ -244,9 +247,33 @@ def _hashed(salt: bytes, key: str) -> str:
     return hashlib.sha256(salt + key.encode()).hexdigest()
 
 
-def _write(path: Path, keys: tuple[ClientKey, ...]) -> None:
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Be the only one who changes the file of keys, from reading it to writing it: else a key that another has removed
+    meanwhile would be valid again.
+
+    The lock is a file beside it, since the file itself is replaced.
+
+    Raises:
+        StoreError: the lock cannot be made.
+    """
+    lock = path.with_name(f"{path.name}.lock")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        held = os.open(lock, os.O_RDWR | os.O_CREAT, 0o600)
+    except OSError as error:
+        raise StoreError(
+            f"The file of keys cannot be changed: {error.strerror}", where=str(lock), fix="free space, or allow writing"
+        ) from error
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(held)
+
+
+def _write(path: Path, keys: tuple[ClientKey, ...]) -> None:
+    try:
         write_durably(path, _KeysFile(keys=keys).model_dump_json(indent=2), mode=0o600)
     except OSError as error:
         raise StoreError(

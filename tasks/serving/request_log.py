@@ -169,7 +169,7 @@ class RowWriter(Generic[Item]):
             ending = self._closing.is_set() and self._queue.empty()
             full = len(self._held) >= _ROWS and not self._failing  # what fails is tried again in its time only
             if ending or full or time.monotonic() >= flush_at:
-                self._flush()
+                self._flush(last=ending)
                 flush_at = time.monotonic() + self._flush_seconds
             self._say_dropped(now)
             if ending:
@@ -188,7 +188,7 @@ class RowWriter(Generic[Item]):
             return
         self._held.append(row)
 
-    def _flush(self) -> None:
+    def _flush(self, *, last: bool) -> None:
         if not self._held:
             return
         try:
@@ -197,7 +197,7 @@ class RowWriter(Generic[Item]):
             if not self._failing:
                 self._failing = True
                 _log.error("the %s cannot be written, answers go on: %s", self._what, said_without_values(error))
-            if self._closing.is_set():
+            if last:  # else it is tried again, also while the queue is emptied at the end
                 self._drop("not_written", len(self._held))
             return
         if self._failing:
@@ -425,13 +425,18 @@ class ParquetSink:
                 part.unlink(missing_ok=True)
                 raise
 
-    def prune(self, before: datetime) -> None:
-        """Delete the days that are wholly older, and what a killed gateway left half-written."""
+    def prune(self, before: datetime, *, parts: bool = True) -> None:
+        """Delete the days that are wholly older, and what a killed gateway left half-written.
+
+        Args:
+            before: days that are over by then go.
+            parts: whether half-written files go too. Only who writes here can tell that nobody is writing one.
+        """
         for home, day in _days(self._folder):
             if day < before.date():
                 shutil.rmtree(home)
                 continue
-            for part in home.glob(".*.part"):
+            for part in home.glob(".*.part") if parts else ():
                 part.unlink(missing_ok=True)
 
     def close(self) -> None:

@@ -156,7 +156,11 @@ def _local_root(version: ModelVersion, execution: ExecutionSpec) -> Path:
         try:
             download_artifacts(artifact_uri=source, dst_path=str(part), tracking_uri=uri)
             (downloaded,) = part.rglob("MLmodel")
-            downloaded.parent.replace(folder)
+            try:
+                downloaded.parent.replace(folder)
+            except OSError:
+                if not folder.exists():  # where it is, another process was first, with the same files
+                    raise
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return folder

@@ -150,12 +150,12 @@ def _end(training: _Training, scratch: Path, listener: ProgressListener) -> None
     process = training.process
     if process.poll() is not None:
         return
-    training.tell_to_end()
     note = f"saving a checkpoint before it ends (at most {GRACE_SECONDS:.0f} s); interrupt again to end at once"
-    log.warning("stopping the training: %s", note)
-    with suppress(Exception):  # whatever is wrong with the listener, the training has to be ended
-        listener((read_progress(scratch) or Progress(0, 1, "steps", ""))._replace(note=note))
-    try:
+    try:  # a second interrupt may come at any moment of this
+        training.tell_to_end()
+        log.warning("stopping the training: %s", note)
+        with suppress(Exception):  # whatever is wrong with the listener, the training has to be ended
+            listener((read_progress(scratch) or Progress(0, 1, "steps", ""))._replace(note=note))
         process.wait(GRACE_SECONDS)
     except BaseException as error:
         process.kill()

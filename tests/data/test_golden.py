@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import random
+import threading
+import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +17,7 @@ import pytest
 
 from goldgate.config import load_spec
 from tasks.contracts.errors import DataError, GoldenSetError, SpecError, StoreError
+from tasks.contracts.references import GoldenSetRef
 from tasks.contracts.rows import Message, Row, read_rows, write_rows
 from tasks.contracts.spec import MetricGuard, Policy, RetrainSpec, SuiteSpec
 from tasks.data import golden as module
@@ -82,6 +86,52 @@ def test_freezing_twice_refuses(frozen: RetrainSpec) -> None:
     assert caught.value.what.startswith("The golden set is frozen already")
     assert caught.value.where == f"{frozen.golden.path}/golden.json"
     assert (Path(frozen.golden.path) / "items.jsonl").read_bytes() == before
+
+
+def test_who_freezes_while_another_does_does_not_replace_what_that_one_froze(
+    make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    skip_suites(monkeypatch)
+    ours, theirs = make_spec(rows(200)), make_spec(rows(200), items=20)
+    assert ours.golden.path == theirs.golden.path
+    frozen: list[GoldenSetRef] = []
+    with pytest.raises(GoldenSetError, match="frozen already") as caught:
+        freeze(ours, show=lambda _: frozen.append(freeze(theirs)))
+    assert caught.value.where == f"{ours.golden.path}/golden.json"
+    assert [ref.items for ref in frozen] == [20]
+    assert open_golden(theirs) == frozen[0]
+    assert sorted(path.name for path in Path(ours.golden.path).iterdir()) == ["golden.json", "items.jsonl"]
+
+
+def test_two_who_have_looked_write_one_after_the_other(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    skip_suites(monkeypatch)
+    specs = [make_spec(rows(200), items=items) for items in (20, 40)]
+    write, both, inside, most = module.write_rows, threading.Barrier(2), [], []
+
+    def write_slowly(path: Path, items: Any) -> None:
+        if path.name != "items.jsonl" or path.parent != Path(specs[0].golden.path):
+            write(path, items)
+            return
+        inside.append(path)
+        most.append(len(inside))
+        time.sleep(0.3)
+        write(path, items)
+        inside.pop()
+
+    def try_to_freeze(spec: RetrainSpec) -> int | str:
+        try:
+            return freeze(spec, show=lambda _: both.wait(60) and None).items
+        except GoldenSetError as refusal:
+            return refusal.what
+
+    monkeypatch.setattr(module, "write_rows", write_slowly)
+    with ThreadPoolExecutor(2) as pool:
+        ended = list(pool.map(try_to_freeze, specs))
+    (refused,) = [end for end in ended if isinstance(end, str)]
+    (items,) = [end for end in ended if isinstance(end, int)]
+    assert refused.startswith("The golden set is frozen already")
+    assert most == [1]
+    assert open_golden(specs[0]).items == items
 
 
 def test_a_freeze_that_was_cut_off_is_not_frozen(make_spec: MakeSpec, monkeypatch: pytest.MonkeyPatch) -> None:

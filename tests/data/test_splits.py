@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tasks.contracts.errors import DataError
@@ -129,6 +129,7 @@ def test_a_class_is_repeated_evenly() -> None:
     assert found.repeats[classes == 1].tolist() == [3, 3, 2, 2]
 
 
+@settings(deadline=None)
 @given(
     classes=st.lists(st.integers(0, 4), min_size=1, max_size=60),
     choice=st.sampled_from(Balance),

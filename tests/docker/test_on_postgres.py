@@ -22,7 +22,7 @@ import psutil
 import pytest
 import yaml
 
-pytestmark = pytest.mark.services
+pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parents[2]
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text(encoding="utf-8"))["services"]
@@ -228,18 +228,18 @@ def deployed(client_environment: dict[str, str], folder: Path) -> str:
 
 
 def test_prefect_keeps_its_tables_in_postgres(prefect_server: Server, postgres: Postgres) -> None:
-    assert httpx.get(f"{prefect_server.url}/api/health", trust_env=False).json() is True
+    assert httpx.get(f"{prefect_server.url}/api/health", trust_env=False, timeout=60.0).json() is True
     assert postgres.ask("prefect", "SELECT count(*) FROM pg_extension WHERE extname = 'pg_trgm'") == "1"
     assert int(postgres.ask("prefect", "SELECT count(*) FROM pg_tables WHERE tablename = 'flow_run'")) == 1
 
 
 def test_prefect_asks_for_the_login(prefect_server: Server, api: httpx.Client) -> None:
-    assert httpx.get(f"{prefect_server.url}/api/admin/version", trust_env=False).status_code == 401
+    assert httpx.get(f"{prefect_server.url}/api/admin/version", trust_env=False, timeout=60.0).status_code == 401
     assert api.get("/admin/version").status_code == 200
 
 
 def test_the_page_talks_to_the_published_address(prefect_server: Server) -> None:
-    settings = httpx.get(f"{prefect_server.url}/ui-settings", trust_env=False).json()
+    settings = httpx.get(f"{prefect_server.url}/ui-settings", trust_env=False, timeout=60.0).json()
     assert settings["api_url"] == "http://127.0.0.1:4200/api"
 
 

@@ -18,6 +18,7 @@ from tasks.contracts.prompt import Decoding, Prompt, Shot
 from tasks.contracts.rows import Message, Row
 from tasks.evaluation.engines.embedded import EmbeddedEngine
 from tasks.evaluation.engines.vllm import VllmEngine, vllm_environment, vllm_identity
+from tests.processes import lives
 
 LABELS = ("card", "credit_reporting", "debt_collection", "debt", "loan")
 PROMPT = Prompt(system="Answer with one label.", shots=(Shot(user="They call me.", assistant="debt"),))
@@ -29,12 +30,14 @@ SERVER = """#!{python}
 import json, sys
 from http.server import BaseHTTPRequestHandler, HTTPServer
 print("loading", sys.argv[2])
+MODEL = sys.argv[sys.argv.index("--served-model-name") + 1]
 {before}
 class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
-        self.reply({{"data": [{{"id": "goldgate"}}]}})
+        self.reply({{"data": [{{"id": MODEL}}]}})
     def do_POST(self):
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if asked["model"] != MODEL: return self.send_error(404)
         choice = {{"message": {{"content": "card"}}}}
         if asked.get("logprobs"):
             choice["logprobs"] = {{"content": [{{"token": "card", "bytes": list(b"card"), "logprob": -0.5}}]}}
@@ -90,13 +93,34 @@ def test_it_is_started_asked_and_ended(tmp_path: Path, tiny_model: Path, monkeyp
     assert heard[0].note == "starting vLLM"
     (server,) = [child for child in psutil.Process().children() if "serve" in child.cmdline()]
     assert server.cmdline()[3:] == [
-        str(tiny_model), "--host", "127.0.0.1", "--port", server.cmdline()[7], "--served-model-name", "goldgate",
+        str(tiny_model), "--host", "127.0.0.1", "--port", server.cmdline()[7],
+        "--served-model-name", server.cmdline()[9],
         "--dtype", engine.identity.rsplit("/", 1)[1], "--max-model-len", "512", "--generation-config", "vllm",
         "--enforce-eager", "--logprobs-mode", "processed_logprobs", "--shutdown-timeout", "20",
     ]  # fmt: skip
     engine.close()
     engine.close()
     assert not server.is_running()
+
+
+def test_a_server_of_another_evaluation_is_not_taken_for_its_own(
+    tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when the other gets the port after this one has looked for a free one."""
+    slow = environment(tmp_path / "env", before="import time; time.sleep(2)")  # so that it is asked before it fails
+    monkeypatch.setenv("GOLDGATE_VLLM_ENV", str(slow))
+    other, engine = VllmEngine(tiny_model, batch_size=1), VllmEngine(tiny_model, batch_size=1)
+    try:
+        other.answer(PROMPT, ROWS[:1], Decoding(max_new_tokens=4), ignore_progress)
+        (server,) = [child for child in psutil.Process().children() if "serve" in child.cmdline()]
+        taken = int(server.cmdline()[7])
+        monkeypatch.setattr("socket.socket.getsockname", lambda _: ("127.0.0.1", taken))
+        with pytest.raises(EvaluationError, match=r"ended while it started|does not answer \(HTTP 404\)"):
+            engine.answer(PROMPT, ROWS[:1], Decoding(max_new_tokens=4), ignore_progress)
+        assert server.is_running()
+    finally:
+        engine.close()
+        other.close()
 
 
 @pytest.mark.parametrize(
@@ -130,10 +154,8 @@ def test_it_ends_with_the_process_that_started_it(tmp_path: Path, tiny_model: Pa
     variables = os.environ | {"GOLDGATE_VLLM_ENV": str(environment(tmp_path / "env"))}
     done = subprocess.run([sys.executable, "-c", code], env=variables, capture_output=True, text=True, check=False)
     assert done.stdout.strip().isdigit(), done.stderr
-    deadline = time.monotonic() + 10
-    while psutil.pid_exists(int(done.stdout)) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not psutil.pid_exists(int(done.stdout))
+    while lives(int(done.stdout)):
+        time.sleep(0.05)  # pytest's time limit ends this if it lives on
 
 
 @pytest.fixture

@@ -13,8 +13,6 @@ from typing import Any
 import httpx
 import pytest
 from prefect.client.orchestration import get_client
-from prefect.settings import PREFECT_FLOWS_HEARTBEAT_FREQUENCY, temporary_settings
-from prefect.testing.utilities import prefect_test_harness
 from rich.console import Console
 from securesystemslib.signer import CryptoSigner
 
@@ -41,6 +39,7 @@ from tasks.serving.client import ConflictError, GatewayClient, find_gateway, gat
 from tasks.store import digest_file
 from tasks.tracking import connect, registered_files
 from tests.gate.made_up import LABELS
+from tests.prefect_server import prefect_server
 from tests.serving import promoted
 from tests.serving.fake_engine import Behaviour, FakeCommand
 from tests.serving.gateway_process import running_gateway
@@ -52,17 +51,10 @@ pytestmark = pytest.mark.timeout(300)  # whoever comes first starts the servers
 
 @pytest.fixture(scope="module", autouse=True)
 def _server() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patched:
-        for variable in ("MLFLOW_TRACKING_URI", "GOLDGATE_LEDGER", "GOLDGATE_SIGNING_KEY", "GOLDGATE_PUBLIC_KEY",
-                         "GOLDGATE_GATEWAY", "GOLDGATE_ADMIN_KEY"):  # fmt: skip
-            patched.delenv(variable, raising=False)
+    with prefect_server() as patched:
         patched.setattr(selftest, "HISTORIES", 60)
         patched.setattr(selftest, "HISTORIES_DEAR", 10)
-        with (
-            prefect_test_harness(server_startup_timeout=120),
-            temporary_settings({PREFECT_FLOWS_HEARTBEAT_FREQUENCY: None}),
-        ):
-            yield
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -183,7 +175,7 @@ def test_an_engine_that_is_no_good_is_refused(
 ) -> None:
     shop.promote(name, "one")
     fakes.behave(f"{name}@1", behaviour)
-    spec = shop.rollout(name, max_latency_ms=250.0, engine=EngineSpec(start_seconds=8.0))
+    spec = shop.rollout(name, max_latency_ms=250.0, engine=EngineSpec(start_seconds=60.0))
     state, refused = run(spec)
     assert (state, refused.problems[0][: len(problem)]) == ("Refused", problem)
     assert shop.aliases(name) == {}
@@ -267,15 +259,19 @@ def test_a_rollback_swaps_traffic_and_alias_while_requests_go_on(shop: Shop, gat
         run(shop.rollout("kites"))
     failed: list[str] = []
     answered: list[str] = []
-    over = threading.Event()
+    over, back = threading.Event(), threading.Event()
+    after: list[str] = []  # answers to what was asked when the rollback had ended
 
     def client() -> None:
         while not over.is_set():
+            later = back.is_set()
             answer = ask(gateway, "kites", "animal 3")
             said = answer.headers.get("x-goldgate-version", "")
             if not answer.is_success or answer.json()["model"] != said:
                 failed.append(answer.text)
             answered.append(said)
+            if later:
+                after.append(said)
 
     clients = [threading.Thread(target=client) for _ in range(4)]
     for one in clients:
@@ -286,8 +282,8 @@ def test_a_rollback_swaps_traffic_and_alias_while_requests_go_on(shop: Shop, gat
     began = time.monotonic()
     ended = roll_back_at(console, gateway, shop.execution, "kites", "wrong on refunds", "Ada")
     seconds = time.monotonic() - began
-    at_once = len(answered)
-    while len(answered) < at_once + 20:
+    back.set()
+    while len(after) < 20:
         time.sleep(0.02)
     over.set()
     for one in clients:
@@ -295,7 +291,7 @@ def test_a_rollback_swaps_traffic_and_alias_while_requests_go_on(shop: Shop, gat
     print(f"rolled back in {seconds:.2f} s, {len(answered)} requests")
     assert failed == []
     assert answered[0] == "kites@2"
-    assert set(answered[at_once + 4 :]) == {"kites@1"}
+    assert set(after) == {"kites@1"}
     assert (ended.intent.phase, ended.intent.why) == (Phase.DONE, "wrong on refunds")
     assert shop.aliases("kites") == {"champion": "1", "previous": "2"}
     assert json.loads(shop.tags("kites", "2")["goldgate.rolled_back"])["reason"] == "wrong on refunds"
@@ -375,14 +371,15 @@ def test_a_version_that_is_no_worse_on_trial_goes_live(shop: Shop, gateway: Gate
     assert run(shop.rollout("swans", canary=CANARY))[0] == "Rolled out"  # beside nothing there is nothing to try
     shop.promote("swans", "two")
     with asking(gateway, "swans") as answered:
-        name, result = run(shop.rollout("swans", canary=CANARY))
+        # Users are drawn by chance: of so many requests some are the live version's.
+        name, result = run(shop.rollout("swans", canary=CANARY.model_copy(update={"min_requests": 20})))
         more = len(answered) + 3
         while len(answered) < more:
             time.sleep(0.01)
     assert (name, result.problems) == ("Rolled out", ())
     assert result.trial is not None
     state = result.trial.state
-    assert state.canary_requests >= 5
+    assert state.canary_requests >= 20
     assert state.live_requests > 0
     assert (state.canary_failed, state.live_failed, result.trial.finding.abort) == (0, 0, False)
     assert "failed" not in answered
@@ -410,8 +407,9 @@ def test_a_version_that_fails_on_trial_is_refused_with_the_evidence(
     assert result.trial is not None
     assert result.problems == result.trial.finding.reasons
     assert result.problems[0].startswith("With the canary requests fail at least ")
-    # Few callers notice: the host looks at an engine that fails, and the live version stands in. That counts as failed.
-    assert 1 <= answered.count("failed") <= 25
+    # Few callers notice, or none: the host looks at an engine that fails, and by itself now and then, and the live
+    # version stands in. That counts as failed.
+    assert answered.count("failed") <= 25
     state = result.trial.state
     assert 5 <= state.canary_failed <= state.canary_requests <= 25
     # One may have been asked for between the look that found no trial yet and the engine's turn for the worse.
@@ -517,7 +515,9 @@ def test_a_promotion_with_a_rollout_waits_and_is_announced(shop: Shop, monkeypat
         spec = shop.spec(name).model_copy(update={"rollout": settings})
         with monkeypatch.context() as patched:
             patched.setattr(
-                promoted, "register", lambda v, c, t, _, waits, spec=spec: register_champion.fn(v, c, t, spec)
+                promoted,
+                "register",
+                lambda v, c, t, _, waits, trust, spec=spec: register_champion.fn(v, c, t, spec, trust),
             )
             registered = shop.promote(name, "one")
         assert registered.alias == alias

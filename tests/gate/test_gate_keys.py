@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import stat
 import subprocess
 import sys
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -93,6 +96,64 @@ def test_a_lost_public_key_comes_back(store: Store) -> None:
     assert open_trusted_key(store).key == key.public  # from the private one
     open_signing_key(store)
     assert open_trusted_key(store).source == str(beside)
+
+
+def test_processes_that_write_the_public_key_at_once_keep_it_whole(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beside = Path(store.root, "keys", "gate.pub.pem")
+    open_signing_key(store)
+    beside.unlink()
+    first_wrote, second_opened, first_done = (threading.Event() for _ in range(3))
+    real_open, real_fsync = os.open, os.fsync
+
+    def fsync(file: int) -> None:
+        if threading.current_thread().name == "first":
+            first_wrote.set()
+            second_opened.wait(1.0)  # which does not come while the first is at work
+        real_fsync(file)
+
+    def open_file(path: Any, *args: Any, **kwargs: Any) -> int:
+        file = real_open(path, *args, **kwargs)
+        if threading.current_thread().name == "second" and str(path).endswith("gate.pub.pem.part"):
+            second_opened.set()
+            first_done.wait(60.0)
+        return file
+
+    def first() -> None:
+        try:
+            open_signing_key(store)
+        finally:
+            found.append(beside.read_bytes())
+            first_done.set()
+
+    def second() -> None:
+        first_wrote.wait(60.0)
+        open_signing_key(store)
+
+    found: list[bytes] = []
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", fsync)
+        patched.setattr(os, "open", open_file)
+        threads = [threading.Thread(target=first, name="first"), threading.Thread(target=second, name="second")]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert found == [beside.read_bytes()], "whole as soon as the first has written it"
+    assert open_trusted_key(store).key == open_signing_key(store).public
+    assert not list(beside.parent.glob("*.part"))
+
+
+def test_a_store_that_can_only_be_read_still_signs(store: Store) -> None:
+    key = open_signing_key(store)
+    folder = Path(store.root, "keys")
+    (folder / "gate.pub.pem").unlink()
+    (folder / "gate.lock").unlink()
+    (folder / "gate.lock").mkdir()  # nobody can open this for writing, not even root
+    assert open_signing_key(store).key_id == key.key_id
+    assert open_trusted_key(store).key == key.public
+    assert not (folder / "gate.pub.pem").exists()
 
 
 @pytest.mark.parametrize("key", [Ed25519PrivateKey.generate(), ec.generate_private_key(ec.SECP256R1())])

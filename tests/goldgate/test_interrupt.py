@@ -16,6 +16,7 @@ import yaml
 
 from goldgate import cli
 from tasks.training.job import read_progress
+from tests.processes import lives
 from tests.tiny import make_tiny_model
 from tests.toys import LABELS, toy_rows, vocabulary, write_jsonl
 
@@ -111,8 +112,8 @@ def test_a_second_ctrl_c_leaves_at_once_and_the_training_with_it(tmp_path: Path)
     _, said = command.communicate()  # pytest's time limit ends this if it waits for the checkpoint
     assert command.returncode == cli.EXIT_INTERRUPTED, said
     assert said.count("the same command goes on") == 1
-    training = Path("/proc", (scratch / "pid").read_text(), "status")
-    while training.exists() and "\nState:\tZ" not in training.read_text():
+    training = int((scratch / "pid").read_text())
+    while lives(training):
         time.sleep(0.05)  # likewise, if it lives on
 
 

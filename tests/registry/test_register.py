@@ -11,6 +11,7 @@ import pytest
 from tasks.contracts.errors import CertificateError, RegistryError, StoreError
 from tasks.contracts.references import Outcome, RegisteredModelRef, Release, ReleaseKind, SystemUnderTest
 from tasks.contracts.spec import ExecutionSpec
+from tasks.registry import register as register_module
 from tasks.registry.champion import find_champion, find_opponent, find_release
 from tasks.registry.register import register, rollback
 from tasks.registry.versions import aliases_of, describe, registered_names, status, version_tags
@@ -310,6 +311,33 @@ def test_verdict_against_yesterdays_champion_is_refused(workshop: Workshop, name
     with pytest.raises(RegistryError, match="version 2 is champion now"):  # nor does an old promotion come back
         workshop.register(workshop.verdict(one), one, spec)
     assert aliases_of(connect(workshop.execution), name) == {"champion": "2", "previous": "1"}
+
+
+def test_who_was_promoted_during_the_upload_is_not_replaced_unseen(
+    workshop: Workshop, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, two, three = (workshop.trained(marker) for marker in ("one", "two", "three"))
+    spec = workshop.spec(name)
+    workshop.register(workshop.verdict(one), one, spec)
+    ours, theirs = workshop.verdict(two, one), workshop.verdict(three, one)  # both were compared with version 1
+    upload = register_module.add_version
+
+    def add_while_another_is_promoted(*args: Any, **kwargs: Any) -> Any:
+        made = upload(*args, **kwargs)
+        monkeypatch.setattr(register_module, "add_version", upload)
+        workshop.register(theirs, three, spec)
+        return made
+
+    monkeypatch.setattr(register_module, "add_version", add_while_another_is_promoted)
+    refusals = []
+    for waits in (False, False, True):  # called again, and for a rollout: in the same words
+        with pytest.raises(RegistryError, match="version 3 is champion now") as refused:
+            register(ours, workshop.certificate(ours, two), two, spec, waits=waits)
+        refusals.append(str(refused.value))
+        assert aliases_of(connect(workshop.execution), name) == {"champion": "3", "previous": "1"}
+    assert len(set(refusals)) == 1
+    assert status(name, workshop.execution).versions == 3, "uploaded once, and it stays without an alias"
+    assert workshop.register(workshop.verdict(two, three), two, spec).previous_version == "3", "compared with that one"
 
 
 def test_champion_with_changed_bytes_is_refused(workshop: Workshop, name: str) -> None:

@@ -53,7 +53,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, lively_model: Path) -> Iter
                     break
             except httpx.HTTPError:
                 assert server.poll() is None, (home / "server.log").read_text()[-3000:]
-                time.sleep(0.5)
+            time.sleep(0.5)
         else:
             pytest.fail((home / "server.log").read_text()[-3000:])
         yield Workshop(ExecutionSpec(store=local.store, tracking_uri=url), lively_model)

@@ -27,7 +27,7 @@ from tasks.contracts.spec import ExecutionSpec, TaskKind, TaskSpec, TrainSpec
 from tasks.store import Store
 from tests.tiny import make_tiny_model
 
-pytestmark = [pytest.mark.services, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.services, pytest.mark.timeout(900)]
 
 _LABELS = ("red apple", "pear")
 
@@ -164,7 +164,7 @@ def test_a_training_whose_worker_vanishes_is_crashed_and_taken_up_from_its_check
         wait_until(
             lambda: state() in ("Completed", "Failed"),
             lambda: f"{world.states(run)}\n{(tmp_path / 'worker.log').read_text()[-3000:]}",
-            200.0,
+            400.0,
         )
     finally:
         for process in [*psutil.Process(other.pid).children(recursive=True), psutil.Process(other.pid)]:

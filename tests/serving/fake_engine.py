@@ -42,6 +42,7 @@ class Behaviour(BaseModel):
         logprob: log probability of each token of an answer; the rest of the probability is the token "other"'s.
         confidences: by text, another log probability for each token.
         delay: seconds before an answer begins.
+        waits_for: a file that has to be there before an answer begins.
         token_delay: seconds between the tokens of a stream.
         status: HTTP status of every answer, if it is to fail; `/health` stays 200.
         fail_every: every so manieth question gets status 500.
@@ -62,6 +63,7 @@ class Behaviour(BaseModel):
     logprob: float = -0.05
     confidences: dict[str, float] = {}
     delay: float = 0.0
+    waits_for: str | None = None
     token_delay: float = 0.0
     status: int | None = None
     fail_every: int | None = None
@@ -213,6 +215,8 @@ class _FakeEngine:
             await _error(send, 404, f"The model `{asked.get('model')}` does not exist.", "NotFoundError")
             return
         await asyncio.sleep(does.delay)
+        while does.waits_for is not None and not Path(does.waits_for).exists():
+            await asyncio.sleep(0.01)
         if does.drop == "before":
             _drop(send)
             return

@@ -8,6 +8,7 @@ import shutil
 import signal
 import uuid
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,8 @@ def hosts(tmp_path: Path, fakes: FakeCommand, execution: ExecutionSpec) -> Itera
     for host in made:
         host.close()
     for process in engines_of(fakes):
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def not_merged(version: VersionRef, spec: EngineSpec) -> Path:
@@ -105,7 +107,8 @@ def ask(host: EngineHost, ref: VersionRef) -> Any:
     assert endpoint is not None
     body = {"model": endpoint.model, "messages": [{"role": "user", "content": "hi"}]}
     headers = {"Authorization": f"Bearer {endpoint.key}"}
-    return httpx.post(f"{endpoint.url}/chat/completions", json=body, headers=headers, trust_env=False).json()
+    url = f"{endpoint.url}/chat/completions"
+    return httpx.post(url, json=body, headers=headers, trust_env=False, timeout=60.0).json()
 
 
 def said_to(fakes: FakeCommand) -> list[str]:

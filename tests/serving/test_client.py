@@ -75,7 +75,7 @@ def gateway() -> Iterator[Gateway]:
 
 @pytest.fixture
 def client(gateway: Gateway) -> Iterator[GatewayClient]:
-    with GatewayClient(gateway.url, KEY, patience=3.0) as made:
+    with GatewayClient(gateway.url, KEY, patience=30.0) as made:
         yield made
 
 

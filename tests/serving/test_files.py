@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import uuid
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import yaml
@@ -140,3 +144,44 @@ def test_copies_that_nobody_needs_are_forgotten(
     for one in away:
         remove_folder(one)
     assert list(models.iterdir()) == []
+
+
+def _by_another_first(real: Callable[..., Any]) -> Callable[..., Any]:
+    """What another thread does just before this one does the same."""
+
+    def twice(*args: Any, **options: Any) -> Any:
+        real(*args, **options)
+        return real(*args, **options)
+
+    return twice
+
+
+@pytest.mark.parametrize(("module", "name"), [(shutil, "rmtree"), (os, "unlink"), (os, "rmdir")])
+def test_two_may_delete_the_same_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: ModuleType, name: str
+) -> None:
+    folder = tmp_path / ".trash-1"
+    (folder / "part").mkdir(parents=True)
+    for path in (folder / "config.json", folder / "part" / "weights"):
+        path.write_bytes(b"x")
+    (folder / "part").chmod(0o555)
+    folder.chmod(0o555)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, name, _by_another_first(getattr(module, name)))
+        remove_folder(folder)
+    assert list(tmp_path.iterdir()) == []
+    remove_folder(folder)  # and whoever comes when all is done
+
+
+def test_a_folder_that_cannot_be_deleted_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "weights").write_bytes(b"x")
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.unlink", refuse)
+        with pytest.raises(PermissionError):
+            remove_folder(tmp_path / "models")
+    assert (tmp_path / "models" / "weights").exists()

@@ -122,7 +122,7 @@ def fakes(tmp_path: Path) -> Iterator[FakeCommand]:
 
 @pytest.fixture
 def served(tmp_path: Path, fakes: FakeCommand) -> Iterator[Served]:
-    one = Served(tmp_path / "store", fakes, log=LogSpec(to="parquet"), shutdown_seconds=20.0)
+    one = Served(tmp_path / "store", fakes, log=LogSpec(to="parquet"), shutdown_seconds=60.0)
     yield one
     if one.process.poll() is None:
         one.process.kill()
@@ -138,7 +138,8 @@ def test_sigterm_with_requests_in_flight_cuts_none_and_engines_go_on(served: Ser
     served.run(SEVEN)
     served.live(SEVEN)
     engine = served.engine(SEVEN)
-    fakes.behave("complaints@7", Behaviour(delay=6.0, token_delay=0.1))  # time for all to be under way
+    go = served.store / "go"
+    fakes.behave("complaints@7", Behaviour(waits_for=str(go), token_delay=0.1))
     with ThreadPoolExecutor(20) as clients:
         wholes = [clients.submit(served.ask, f"ann {n}") for n in range(10)]
         streams = [clients.submit(served.ask, "one two three", stream=True) for _ in range(10)]
@@ -148,6 +149,7 @@ def test_sigterm_with_requests_in_flight_cuts_none_and_engines_go_on(served: Ser
         late = served.ask()
         assert (late.status_code, late.json()["error"]["code"]) == (503, "shutting_down")
         assert int(late.headers["retry-after"]) > 0
+        go.touch()
         assert [text_of(one.result()) for one in wholes] == [f"complaints@7: ann {n}" for n in range(10)]
         for one in streams:
             assert one.result().text.endswith("data: [DONE]\n\n")

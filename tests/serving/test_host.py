@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from itertools import chain, repeat
 from pathlib import Path
 
@@ -67,7 +68,8 @@ def hosts(tmp_path: Path, fakes: FakeCommand) -> Iterator[Hosts]:
     for host in made:
         host.close()
     for process in engines_of(fakes):
-        os.killpg(process.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has just ended
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def engines_of(fakes: FakeCommand) -> list[psutil.Process]:
@@ -115,6 +117,7 @@ def ask(host: EngineHost, ref: VersionRef) -> str:
         json={"model": endpoint.label, "messages": [{"role": "user", "content": "hi"}]},
         headers={"Authorization": f"Bearer {endpoint.key}"},
         trust_env=False,
+        timeout=60.0,
     )
     return str(reply.json()["choices"][0]["message"]["content"])
 
@@ -171,8 +174,8 @@ def test_a_start_that_is_repeated_starts_nothing_more(hosts: Hosts, fakes: FakeC
         (Behaviour(answers={"Hello": "neither"}), SPEC, "its answer is none of the choices: 'neither'"),
         (
             Behaviour(healthy=False),
-            EngineSpec(start_seconds=2),
-            "did not answer within 2 s; at last: it replies HTTP 503",
+            EngineSpec(start_seconds=10),  # it has to listen by then
+            "did not answer within 10 s; at last: it replies HTTP 503",
         ),
         (Behaviour(start_seconds=60), EngineSpec(start_seconds=1), "within 1 s; at last: nothing listens there"),
     ],
@@ -302,7 +305,7 @@ def test_an_engine_that_is_poisoned_while_it_serves_is_taken_out(
     hosts: Hosts, fakes: FakeCommand, poisoned: str, says: str
 ) -> None:
     """Its `/health` is 200 all the time."""
-    host, ref = hosts(pace=Pace(look=0.05, probe=0.1, retry=0.02, back_off=(60.0,), end=5.0)), version()
+    host, ref = hosts(pace=Pace(look=0.05, probe=0.1, retry=1.0, back_off=(60.0,), end=5.0)), version()
     started(host, ref)
     endpoint = host.endpoint(ref.engine)
     assert endpoint is not None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import stat
+import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tasks.contracts.errors import SpecError, StoreError
-from tasks.serving.keys import Keys, add_key, admin_key, list_keys, remove_key, same_key
+from tasks.serving import keys as keys_module
+from tasks.serving.keys import ClientKey, Keys, add_key, admin_key, list_keys, remove_key, same_key
 
 
 @pytest.fixture
@@ -68,6 +71,41 @@ def test_names_are_taken_once_and_removed_by_name(path: Path) -> None:
         add_key(path, "bank", per_minute=0)
 
 
+def test_who_changes_the_file_is_alone_until_it_is_written(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_key(path, "shop")
+    removing = threading.Thread(target=remove_key, args=(path, "shop"))
+    write = keys_module._write
+
+    def meanwhile(*given: Any) -> None:
+        monkeypatch.setattr(keys_module, "_write", write)
+        removing.start()
+        removing.join(0.5)  # it has to wait; without a lock it would be done by now
+        write(*given)
+
+    monkeypatch.setattr(keys_module, "_write", meanwhile)
+    add_key(path, "bank")
+    removing.join()
+    assert [key.name for key in list_keys(path)] == ["bank"]  # what was revoked does not come back
+    with pytest.raises(StoreError, match="no file of keys"):
+        remove_key(path.with_name("other.json"), "shop")
+    assert {one.name for one in path.parent.iterdir()} == {"keys.json", "keys.json.lock"}
+
+
+def test_a_key_that_is_removed_while_a_gateway_starts_is_seen(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, key, read = [0.0], add_key(path, "shop"), list_keys
+
+    def meanwhile(where: Path) -> tuple[ClientKey, ...]:
+        found = read(where)
+        monkeypatch.setattr(keys_module, "list_keys", read)
+        remove_key(path, "shop")
+        return found
+
+    monkeypatch.setattr(keys_module, "list_keys", meanwhile)
+    keys = Keys(path, lambda: now[0])
+    now[0] += 1.0
+    assert keys.find(key) is None
+
+
 def test_the_admin_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     key = admin_key(tmp_path, {})
     path = tmp_path / "admin.key"
@@ -82,6 +120,36 @@ def test_the_admin_key_is_made_once_for_its_owner_alone(tmp_path: Path) -> None:
     path.write_text("\n")
     with pytest.raises(StoreError, match="is empty"):
         admin_key(tmp_path, {})
+
+
+def test_a_gateway_killed_while_it_makes_the_admin_key_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "admin.key"
+
+    def killed(_: int) -> None:
+        assert not path.exists()  # half of it, or nothing, would be refused at the next start
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", killed)
+        with pytest.raises(KeyboardInterrupt):
+            admin_key(tmp_path, {})
+    assert not path.exists()
+    assert len(admin_key(tmp_path, {})) == 43
+
+
+def test_an_admin_key_that_another_has_just_made_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "admin.key"
+
+    def first(_: int) -> None:
+        if not path.exists():
+            path.write_text("of the other\n")
+            path.chmod(0o600)
+
+    monkeypatch.setattr("os.fsync", first)
+    assert admin_key(tmp_path, {}) == "of the other"
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_keys_are_compared_whole() -> None:

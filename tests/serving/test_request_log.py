@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta
@@ -215,6 +216,26 @@ def test_a_disk_that_stays_full_costs_the_log_and_nothing_else(caplog: pytest.Lo
     assert "secret" not in said
 
 
+def test_what_a_full_disk_costs_is_counted_once_though_the_end_comes_while_it_is_tried() -> None:
+    sink, counts, going, stuck = Memory(), Counts(), threading.Event(), threading.Event()
+    sink.fails = OSError(28, "No space left on device", "part")
+
+    def wait() -> None:
+        going.set()
+        stuck.wait(60.0)
+
+    sink.meanwhile = wait
+    log = RequestLog(sink, LogSpec(), mask=mask, dropped=counts.drop, flush_seconds=0.01)
+    log.offer(asked(0))
+    assert going.wait(60.0)
+    log.offer(asked(1))
+    log.offer(asked(2))
+    log.close(0.0)  # the first is being written, the others are in the queue
+    stuck.set()
+    log.close()
+    assert counts.dropped == {"not_written": 3}
+
+
 def test_a_request_that_cannot_be_kept_does_not_end_the_log() -> None:
     sink, counts = Memory(), Counts()
     log = RequestLog(sink, LogSpec(), mask=mask, dropped=counts.drop, flush_seconds=0.01)
@@ -286,6 +307,15 @@ def test_days_that_are_over_go(tmp_path: Path) -> None:
     sink.prune(DAY + timedelta(days=2))
     assert [row["id"] for row in read_log(tmp_path)] == ["r2", "r3"]
     assert not half.exists()
+
+
+def test_whoever_prunes_beside_a_writer_leaves_what_it_is_writing(tmp_path: Path) -> None:
+    old, day = (tmp_path / f"day=2026-03-{number}" for number in ("04", "07"))
+    for home in (old, day):
+        home.mkdir()
+        (home / ".half.part").write_bytes(b"")
+    ParquetSink(tmp_path).prune(DAY + timedelta(days=2), parts=False)
+    assert (old.exists(), (day / ".half.part").exists()) == (False, True)
 
 
 # -- which one ------------------------------------------------------------------------------------------------------

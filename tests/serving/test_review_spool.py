@@ -105,15 +105,16 @@ def test_what_does_not_fit_is_counted_and_a_known_item_always_fits(
 
 
 def test_a_full_queue_drops_and_does_not_wait(open_spool: Callable[..., Spool], dropped: Counter[str]) -> None:
-    go = threading.Event()
+    going, go = threading.Event(), threading.Event()
 
     def slow() -> ReviewItem:
+        going.set()
         go.wait(20)
         return item(1)
 
     spool = open_spool(queue_size=1)
     spool.put(slow)
-    until(lambda: spool._queue.empty())
+    until(going.is_set)  # an empty queue would not say that it is at work
     for number in range(2, 6):
         spool.put(item(number))
     assert dropped == {"queue_full": 3}

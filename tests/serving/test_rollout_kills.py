@@ -19,13 +19,13 @@ from pathlib import Path
 import httpx
 import pytest
 from prefect.settings import PREFECT_API_URL
-from prefect.testing.utilities import prefect_test_harness
 
 from tasks.contracts.serving import EngineSpec, EngineState, Phase, VersionRef
 from tasks.contracts.spec import CanarySpec
 from tasks.gate import selftest
 from tasks.registry.serving_aliases import move_champion, resolve_version
 from tasks.serving.client import GatewayClient, gateway_of
+from tests.prefect_server import prefect_server
 from tests.serving.fake_engine import ROOT, Behaviour, FakeCommand
 from tests.serving.gateway_process import end_engines, gateway_process, running_gateway, wait_for_address
 from tests.serving.promoted import ANSWERS, OTHERWISE, Shop
@@ -124,14 +124,10 @@ class Task:
 
 @pytest.fixture(scope="module")
 def shop(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> Iterator[Shop]:
-    with pytest.MonkeyPatch.context() as patched:
-        for variable in ("MLFLOW_TRACKING_URI", "GOLDGATE_LEDGER", "GOLDGATE_SIGNING_KEY", "GOLDGATE_PUBLIC_KEY",
-                         "GOLDGATE_GATEWAY", "GOLDGATE_ADMIN_KEY"):  # fmt: skip
-            patched.delenv(variable, raising=False)
+    with prefect_server() as patched:
         patched.setattr(selftest, "HISTORIES", 60)
         patched.setattr(selftest, "HISTORIES_DEAR", 10)
-        with prefect_test_harness(server_startup_timeout=120):
-            yield Shop(tmp_path_factory.mktemp("shop"), tiny_model)
+        yield Shop(tmp_path_factory.mktemp("shop"), tiny_model)
 
 
 @pytest.fixture(scope="module")
@@ -265,7 +261,8 @@ def test_a_rollback_killed_anywhere_is_finished(task: Task, done: int) -> None:
     assert [one.phase for one in task.gateway.history(task.name)] == [Phase.DONE]
 
 
-def test_two_rollouts_at_once_make_one_champion(task: Task) -> None:
+def test_two_rollouts_at_once_make_one_champion(task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROLLOUT_CHILD_LEASE", "30.0")  # its holder lives: nobody has to wait for it
     task.set_up(2)
     other = Task(task.shop, task.gateway, task.folder.with_name("other"), task.name)
     ended: list[int] = []
@@ -282,7 +279,10 @@ def test_two_rollouts_at_once_make_one_champion(task: Task) -> None:
     assert [one.phase for one in task.gateway.history(task.name)] == [Phase.DONE]
 
 
-def test_a_gateway_killed_under_a_rollout_is_waited_for(tmp_path: Path, tiny_model: Path, shop: Shop) -> None:
+def test_a_gateway_killed_under_a_rollout_is_waited_for(
+    tmp_path: Path, tiny_model: Path, shop: Shop, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ROLLOUT_CHILD_LEASE", "30.0")  # its holder lives: nobody has to wait for it
     alone = Shop(tmp_path / "alone", tiny_model)
     slow = FakeCommand(tmp_path / "fakes", Behaviour(answers=ANSWERS))
     store = Path(alone.execution.store)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -57,6 +58,51 @@ def test_what_is_no_folder(execution: ExecutionSpec, uri: str, reason: str) -> N
         model_folder(uri, execution)
     assert caught.value.where is not None
     assert uri in caught.value.where
+
+
+_MLMODEL = "flavors: {python_function: {artifacts: {model: {path: artifacts/merged}}}}"
+
+
+def test_two_processes_that_download_a_version_at_once_have_the_same_files(
+    execution: ExecutionSpec, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect(execution)
+    client.create_registered_model("far")
+    client.create_model_version("far", source="https://far.example/model")
+    theirs: list[Path] = []
+
+    def download(artifact_uri: str, dst_path: str, **_: Any) -> None:
+        shutil.copytree(tiny_model, Path(dst_path, "model", "artifacts", "merged"))
+        Path(dst_path, "model", "MLmodel").write_text(_MLMODEL)
+        assert artifact_uri == "https://far.example/model"
+        if not theirs:  # while this one is at it, another comes, who is done first
+            theirs.append(Path())
+            theirs.append(model_folder("models:/far/1", execution))
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
+    ours = model_folder("models:/far/1", execution)
+    assert [ours] == theirs[1:]
+    assert (ours / "config.json").read_bytes() == (tiny_model / "config.json").read_bytes()
+    assert [path.name for path in ours.parents[2].iterdir()] == ["far-1"], "nothing of the second download is left"
+
+
+def test_a_download_that_cannot_be_kept_is_no_other_process(
+    execution: ExecutionSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client = connect(execution)
+    client.create_registered_model("kept")
+    client.create_model_version("kept", source="https://kept.example/model")
+
+    def download(dst_path: str, **_: Any) -> None:
+        Path(dst_path, "MLmodel").write_text(_MLMODEL)
+
+    def replace(self: Path, target: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("mlflow.artifacts.download_artifacts", download)
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(OSError, match="No space left"):
+        model_folder("models:/kept/1", execution)
 
 
 def test_version_that_is_no_model_of_goldgate(execution: ExecutionSpec, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from tasks.training.checkpoints import mark_complete
 from tasks.training.failures import PREFERENCE_TUNING, TRAINING, Stage, explain
 from tasks.training.job import TrainJob, TrainResult
 from tasks.training.launch import reason_of, run_training
+from tests.processes import lives
 
 StandIn = Callable[[str], None]
 
@@ -134,7 +135,8 @@ def stop(*_):
     if {seconds}: time.sleep({seconds})
     sys.exit(143)
 signal.signal(signal.SIGTERM, stop)
-(scratch / "progress.json").write_text(json.dumps(dict(done=3, total=18, unit="steps", note="loss 1.0")))
+(scratch / "part").write_text(json.dumps(dict(done=3, total=18, unit="steps", note="loss 1.0")))
+(scratch / "part").replace(scratch / "progress.json")  # whole at once, as the worker writes it
 while True: time.sleep(0.05)
 """
 
@@ -166,8 +168,14 @@ def test_a_second_interrupt_and_a_minute_end_it_at_once(
 
     def interrupt_twice(progress: Progress) -> None:
         if progress.note == "loss 1.0":
-            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+            threading.Thread(target=again, daemon=True).start()
             raise KeyboardInterrupt
+
+    def again() -> None:
+        while not (tmp_path / "scratch" / "told").exists():
+            time.sleep(0.02)
+        time.sleep(0.5)  # by then it waits for the checkpoint
+        os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
         run_training(make_job(tmp_path), interrupt_twice)  # pytest's time limit ends this if it waits
@@ -182,6 +190,36 @@ def test_a_second_interrupt_and_a_minute_end_it_at_once(
     with pytest.raises(KeyboardInterrupt):
         run_training(make_job(tmp_path), interrupt_once)
     assert "did not end in time and was killed" in caplog.text
+
+
+@pytest.mark.parametrize("moment", ["told", "said", "shown"])
+def test_a_second_interrupt_ends_it_whenever_it_comes(
+    tmp_path: Path, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    stand_in('(scratch / "pid").write_text(str(os.getpid()))' + _TELL.format(seconds=600))
+    tell = launch._Training.tell_to_end
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt  # as SIGINT does, in the midst of it
+
+    def tell_and_be_interrupted(training: launch._Training) -> None:
+        tell(training)
+        raise KeyboardInterrupt
+
+    def listen(progress: Progress) -> None:
+        if progress.note == "loss 1.0" or (moment == "shown" and "saving a checkpoint" in progress.note):
+            raise KeyboardInterrupt
+
+    if moment == "told":
+        monkeypatch.setattr(launch._Training, "tell_to_end", tell_and_be_interrupted)
+    if moment == "said":
+        monkeypatch.setattr(launch.log, "warning", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_training(make_job(tmp_path), listen)
+    pid = int((tmp_path / "scratch" / "pid").read_text())
+    if lives(pid):
+        os.kill(pid, signal.SIGKILL)
+        pytest.fail("the training was left running")
 
 
 def test_a_broken_listener_does_not_leave_the_training_running(tmp_path: Path, stand_in: StandIn) -> None:
@@ -336,5 +374,5 @@ print(process.pid, flush=True)
 def test_it_ends_with_its_parent_where_the_kernel_does_not_see_to_it() -> None:
     done = subprocess.run([sys.executable, "-c", _WITHOUT_PRCTL], capture_output=True, text=True, check=True)
     pid = int(done.stdout)
-    while Path(f"/proc/{pid}").exists() and "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text():
+    while lives(pid):
         time.sleep(0.05)  # pytest's time limit ends this if it lives on

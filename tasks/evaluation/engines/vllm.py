@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -30,7 +31,6 @@ from tasks.evaluation.engines.openai_http import OpenAIEngine
 from tasks.vllm import vllm_environment as find_environment
 from tasks.vllm import vllm_variables, vllm_version
 
-_MODEL = "goldgate"
 _USUAL_START = 30.0  # seconds, eager, on two cores
 _LONGEST_START = 600.0
 _LONGEST_STOP = 40.0  # above the 20 s that --shutdown-timeout gives requests under way
@@ -123,9 +123,11 @@ class VllmEngine:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
+        # No server but this one knows the name: not even that of another evaluation, which may get the port first.
+        model = f"goldgate-{uuid.uuid4().hex}"
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the server runs; `close` closes it
         self._process = subprocess.Popen(
-            [sys.executable, "-c", _DIES_WITH_PARENT, str(os.getpid()), *self._command(port)],
+            [sys.executable, "-c", _DIES_WITH_PARENT, str(os.getpid()), *self._command(port, model)],
             env=vllm_variables(self._environment),
             stdin=subprocess.DEVNULL,
             stdout=self._log,
@@ -134,7 +136,7 @@ class VllmEngine:
         )
         url = f"http://127.0.0.1:{port}/v1"
         try:
-            _wait_until_it_answers(self._process, url, listener)
+            _wait_until_it_answers(self._process, url, model, listener)
         except _FailedStartError as error:
             failure = self._failure(str(error), self._log)
             self.close()
@@ -143,16 +145,16 @@ class VllmEngine:
             self.close()
             raise
         return OpenAIEngine(
-            url, _MODEL, batch_size=self._batch_size, identity=self.identity, reads_calls=True, says_confidence=True
+            url, model, batch_size=self._batch_size, identity=self.identity, reads_calls=True, says_confidence=True
         )
 
-    def _command(self, port: int) -> list[str]:
+    def _command(self, port: int, model: str) -> list[str]:
         config = json.loads((self._folder / "config.json").read_text(encoding="utf-8"))
         context = min(_CONTEXT, config.get("max_position_embeddings", _CONTEXT))
         return [
             str(self._environment / "bin" / "vllm"), "serve", str(self._folder),
             "--host", "127.0.0.1", "--port", str(port),
-            "--served-model-name", _MODEL,
+            "--served-model-name", model,
             "--dtype", self._dtype,
             "--max-model-len", str(context),
             "--generation-config", "vllm",  # no sampling defaults from the model's files: decoding is greedy everywhere
@@ -175,9 +177,9 @@ class _FailedStartError(Exception):
     """Why the server does not run."""
 
 
-def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str, listener: ProgressListener) -> None:
+def _wait_until_it_answers(process: subprocess.Popen[bytes], url: str, model: str, listener: ProgressListener) -> None:
     """Until a known prompt is answered; the server says that it is healthy before that."""
-    question = {"model": _MODEL, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
+    question = {"model": model, "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 1}
     started = time.monotonic()
     with httpx.Client(trust_env=False, timeout=60.0) as client:
         while (elapsed := time.monotonic() - started) < _LONGEST_START:

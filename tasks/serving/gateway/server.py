@@ -116,9 +116,13 @@ def run_gateway(
             shadowing=shadowing, reviews=Reviews(spool, books) if spool is not None else None,
         )  # fmt: skip
         url = _url(spec, listener)
-        write_durably(folder / ADDRESS_FILE, json.dumps({"url": url, "pid": os.getpid()}))
+
+        def started() -> None:
+            write_durably(folder / ADDRESS_FILE, json.dumps({"url": url, "pid": os.getpid()}))
+            announce(url)
+
         sys.setswitchinterval(_SWITCH_SECONDS)
-        asyncio.run(_serve(gateway, listener, spec, lambda: announce(url)))
+        asyncio.run(_serve(gateway, listener, spec, started))
     finally:
         listener.close()
         if log is not None:
@@ -131,7 +135,7 @@ def run_gateway(
             tracing.close()
 
 
-async def _serve(gateway: Gateway, listener: socket.socket, spec: GatewaySpec, announce: Callable[[], None]) -> None:
+async def _serve(gateway: Gateway, listener: socket.socket, spec: GatewaySpec, started: Callable[[], None]) -> None:
     server = make_server(gateway, spec)
     loop = asyncio.get_running_loop()
     ending: list[asyncio.Task[None]] = []
@@ -150,18 +154,23 @@ async def _serve(gateway: Gateway, listener: socket.socket, spec: GatewaySpec, a
 
     server.handle_exit = asked_to_end  # type: ignore[method-assign]  # uvicorn would close the door at once
     async with gateway.running():
-        announcing = loop.create_task(_when_started(server, announce))
+        telling = loop.create_task(_when_started(server, started))
         await server.serve(sockets=[listener])
-        announcing.cancel()
-        for task in ending:
+        telling.cancel()  # of no effect once it is done; what went wrong in it is raised here
+        for task in (telling, *ending):
             with suppress(asyncio.CancelledError):
                 await task
 
 
-async def _when_started(server: uvicorn.Server, announce: Callable[[], None]) -> None:
+async def _when_started(server: uvicorn.Server, started: Callable[[], None]) -> None:
+    """Tell where it listens. Not before: until uvicorn has its signal handlers, SIGTERM would end it on the spot."""
     while not server.started:
         await asyncio.sleep(0.01)
-    announce()
+    try:
+        started()
+    except BaseException:
+        server.should_exit = True  # nobody could find it
+        raise
 
 
 def make_server(gateway: Gateway, spec: GatewaySpec) -> uvicorn.Server:

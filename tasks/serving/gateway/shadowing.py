@@ -334,7 +334,8 @@ class Shadowing:
         before = datetime.now(UTC) - timedelta(days=self._keep_days)
         for record in self._folder.glob(f"*/{RECORD_FILE}"):
             try:
-                ParquetSink(record.parent, pair_schema).prune(before)
+                # The writer of a shadow has a thread of its own: its half-written file is not left over.
+                ParquetSink(record.parent, pair_schema).prune(before, parts=False)
             except OSError as error:
                 _log.error("old pairs of a shadow cannot be deleted: %s", error)
 

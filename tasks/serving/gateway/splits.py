@@ -236,17 +236,19 @@ class Splits:
     @asynccontextmanager
     async def keeping(self) -> AsyncIterator[None]:
         """Write what happens, until the block ends."""
-        writing = asyncio.create_task(self._go_on_writing())
+        ended = asyncio.Event()
+        writing = asyncio.create_task(self._go_on_writing(ended))
         try:
             yield
         finally:
-            writing.cancel()
-            with suppress(asyncio.CancelledError):
-                await writing
+            # Not cancelled: the thread of a write under way would go on beside the last one, and could end after it.
+            ended.set()
+            self._taken_back.set()  # wakes it
+            await writing
             await self._write()
 
-    async def _go_on_writing(self) -> None:
-        while True:
+    async def _go_on_writing(self, ended: asyncio.Event) -> None:
+        while not ended.is_set():
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._taken_back.wait(), _WRITE_SECONDS)
             self._taken_back.clear()

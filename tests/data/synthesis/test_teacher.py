@@ -155,8 +155,15 @@ def test_the_path_of_the_protocol_is_found(url: str, root: str) -> None:
 def test_answers_come_in_order_and_no_more_at_once_than_allowed(
     teacher: FakeTeacher, make_spec: MakeSpec, tmp_path: Path
 ) -> None:
+    other = threading.Event()
+
     def slow(body: Body) -> Say:
-        time.sleep(0.15 if body["messages"][-1]["content"] == "question 0" else 0.02)
+        if body["messages"][-1]["content"] == "question 0":
+            other.wait(60.0)  # it is answered after one that was asked later
+            time.sleep(0.15)
+        else:
+            other.set()
+            time.sleep(0.02)
         return echo(body)
 
     teacher.reply = slow
@@ -192,20 +199,20 @@ def test_a_key_that_no_header_can_hold_is_refused_and_not_shown(make_spec: MakeS
 
 # -- teachers that fail -------------------------------------------------------------------------------------------
 
-SLOW = {"timeout_seconds": 0.2}
+SLOW = {"timeout_seconds": 1.0}
 EMPTY = json.dumps({"choices": [], "usage": {"prompt_tokens": 1, "completion_tokens": 1}})
 
 
 def hang(_: Body) -> Say:
-    time.sleep(0.6)
+    time.sleep(3.0)
     return says("late")
 
 
 @pytest.mark.parametrize(
     ("reply", "settings", "reason", "fix", "attempts", "lost"),
     [
-        (hang, SLOW, "no whole answer within 0.2 s", "timeout_seconds", 4, 4),
-        (lambda _: Say("", stream=drip), SLOW, "no whole answer within 0.2 s", "timeout_seconds", 4, 4),
+        (hang, SLOW, "no whole answer within 1 s", "timeout_seconds", 4, 4),
+        (lambda _: Say("", stream=drip), SLOW, "no whole answer within 1 s", "timeout_seconds", 4, 4),
         (lambda _: Say("", stream=flood), {}, "an answer of more than 4 MB, cut off", "what runs at", 4, 4),
         (
             lambda _: Say("<html>Log in</html>", headers={"Content-Type": "text/html"}),
