@@ -56,6 +56,9 @@ class ClientKey(Frozen):
     made: datetime
 
 
+ADMIN = "admin"  # in the place of a client's name: the gateway's own key, with which a rollout asks its questions
+
+
 class _KeysFile(Frozen):
     keys: tuple[ClientKey, ...] = ()
 
@@ -80,6 +83,12 @@ def add_key(path: Path, name: str, per_minute: int | None = None) -> str:
             where=f"name {name!r}, per_minute {per_minute}",
             fix="a name of letters, digits, spaces and ._@-, 64 at most; a rate of one a minute or more",
         ) from error
+    if name == ADMIN:
+        raise SpecError(
+            f"No client is called {ADMIN!r}: what asks under this name is taken for a check, and not for a request.",
+            where=f"name {name!r}",
+            fix="give the key another name",
+        )
     with _alone(path):
         keys = list_keys(path) if path.exists() else ()
         if any(known.name == name for known in keys):

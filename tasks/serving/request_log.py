@@ -53,7 +53,7 @@ class Asked(NamedTuple):
         id: its `x-request-id`.
         name: the model as the client wrote it.
         version: the version that answered, such as `complaints@7`; empty for none.
-        key: name of the client's key; empty for none.
+        key: name of the client's key; empty for none, `keys.ADMIN` for what a rollout asks.
         path: the path of the request.
         status: of the answer.
         stream: whether it was streamed.

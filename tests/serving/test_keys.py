@@ -65,6 +65,8 @@ def test_names_are_taken_once_and_removed_by_name(path: Path) -> None:
     with pytest.raises(SpecError, match="no key of 'bank'") as refused:
         remove_key(path, "bank")
     assert refused.value.fix == "it has keys of shop"
+    with pytest.raises(SpecError, match="No client is called 'admin'"):
+        add_key(path, "admin")
     with pytest.raises(SpecError, match="cannot be made"):
         add_key(path, "a\nb")
     with pytest.raises(SpecError, match="cannot be made"):

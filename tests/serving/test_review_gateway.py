@@ -17,7 +17,7 @@ from tasks.serving.gateway.reviews import drawn, without_prefix
 from tasks.serving.review.spool import SPOOL_FILE, Spool
 from tests.serving.fake_engine import Behaviour
 from tests.serving.records import version
-from tests.serving.running import Host, Running, engine, gateway
+from tests.serving.running import ADMIN_KEY, Host, Running, engine, gateway
 from tests.serving.test_review_spool import OPEN
 
 TRUSTED = version(7).model_copy(
@@ -117,6 +117,22 @@ def test_what_was_not_answered_is_nobodys_to_review(tmp_path: Path) -> None:
             completion = await running.send("POST", "/v1/completions", {"model": "complaints", "prompt": "sure"})
             assert completion.status in (200, 502)
             assert [one.id for one in await waiting(spool, 2)] == ["0", "2"]
+
+    asyncio.run(run())
+
+
+def test_what_a_rollout_asks_is_not_put_aside(tmp_path: Path) -> None:
+    """They are golden items: nobody may make rows of them, and nobody needs to look."""
+
+    async def run() -> None:
+        async with serving(tmp_path, SpoolSpec(mask=False, sample=1.0)) as (running, spool):
+            gateways_own = {"Authorization": f"Bearer {ADMIN_KEY}"}
+            for text, model in (("sure", "complaints@7"), ("unsure", "complaints@7"), ("unsure", "complaints")):
+                assert (await running.ask(text, model, headers=gateways_own)).status == 200
+            for number, headers in enumerate(({}, {"Authorization": "Bearer anything"})):
+                pinned = {"x-request-id": f"pinned-{number}", **headers}
+                assert (await running.ask("sure", "complaints@7", headers=pinned)).status == 200
+            assert [one.id for one in await waiting(spool, 2)] == ["pinned-0", "pinned-1"]
 
     asyncio.run(run())
 

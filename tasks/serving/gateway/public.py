@@ -33,7 +33,7 @@ from tasks.serving.gateway.engines import Engines, Reached
 from tasks.serving.gateway.receive import ClientGoneError, read_body, read_json
 from tasks.serving.gateway.refusal import CLIENT_GONE, Receive, Refusal, Scope, Send, send_bytes, send_refusal
 from tasks.serving.gateway.tracing import Tracing
-from tasks.serving.keys import Keys, same_key
+from tasks.serving.keys import ADMIN, Keys, same_key
 from tasks.serving.metrics import UNKNOWN, Metrics
 from tasks.serving.request_log import Asked, RequestLog
 
@@ -67,7 +67,7 @@ class Exchange:
         asked: the model as the client wrote it.
         name: the name of the traffic that it belongs to; "unknown" where there is none.
         version: the version that was chosen; empty before.
-        key: name of the client's key; empty for none.
+        key: name of the client's key; empty for none, `ADMIN` for what a rollout asks.
         body: the request, parsed.
         log: whether the log wants it.
         keep: whether anybody wants its answer's bytes.
@@ -217,18 +217,18 @@ class Public:
                 exchange.task.cancel()
 
     def check_key(self, headers: list[tuple[bytes, bytes]]) -> str:
-        """The name of the client's key; empty where no keys are asked for.
+        """The name of the client's key; empty where no keys are asked for, unless it has the gateway's own.
 
         Raises:
             Refusal: it has none that is valid (401), or has used it up (429).
         """
+        given = bearer(headers)
+        if given is not None and same_key(given, self._admin_key):
+            return ADMIN
         if self._keys is None:
             return ""
-        given = bearer(headers)
         if given is None:
             raise _no_key("This gateway needs a key: send it as `Authorization: Bearer <key>`.")
-        if same_key(given, self._admin_key):
-            return "admin"
         known = self._keys.find(given)
         if known is None:
             raise _no_key("This key is not valid.")

@@ -28,6 +28,7 @@ from tasks.serving.books import Books
 from tasks.serving.gateway.public import Exchange
 from tasks.serving.gateway.receive import read_body
 from tasks.serving.gateway.refusal import Refusal
+from tasks.serving.keys import ADMIN
 from tasks.serving.request_log import Mask, read_answer
 from tasks.serving.review.spool import SPOOL_FILE, Spool
 
@@ -47,7 +48,8 @@ class Reviews:
     """Follows the requests of one gateway.
 
     Put aside are chats that were answered in full: a share by a hash of the request's id, and of the others
-    those that are flagged. Bare completions have no conversation that a row could be made of, and are left out.
+    those that are flagged. Bare completions have no conversation that a row could be made of, and are left out. So are
+    a rollout's questions: they are golden items, of which nobody may make rows.
     """
 
     def __init__(self, spool: Spool, books: Books) -> None:
@@ -57,11 +59,11 @@ class Reviews:
 
     def wants(self, exchange: Exchange) -> bool:
         """Whether it may be put aside; which ones are flagged is known only once they are answered."""
-        return exchange.path == _CHAT
+        return self._is_a_request(exchange)
 
     def ended(self, exchange: Exchange) -> None:
         """Put it aside, if a person is to see it. What takes time is left to the spool's thread."""
-        if exchange.path != _CHAT or exchange.status != _OK or exchange.error:
+        if not self._is_a_request(exchange) or exchange.status != _OK or exchange.error:
             return
         if drawn(exchange.id, self._spool.spec.sample):  # first: the sample is to stand for all answers
             reason = ReviewReason.SAMPLED
@@ -71,6 +73,10 @@ class Reviews:
             return
         version = self._version(exchange.name, exchange.version)
         self._spool.put(lambda: item_of(exchange, version, reason))
+
+    @staticmethod
+    def _is_a_request(exchange: Exchange) -> bool:
+        return exchange.path == _CHAT and exchange.key != ADMIN
 
     def _version(self, name: str, label: str) -> VersionRef | None:
         traffic = self._books.traffic(name)
