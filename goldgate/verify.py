@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 import tasks.registry as registry_room
+from tasks.contracts.confidence import TRUST
 from tasks.contracts.errors import CertificateError, GoldgateError
 from tasks.contracts.references import EvaluationSummary, Verdict
 from tasks.contracts.spec import ExecutionSpec, Frozen
@@ -28,7 +29,7 @@ from tasks.gate.certificate import (
     find_contamination_report,
 )
 from tasks.gate.keys import open_trusted_key
-from tasks.gate.statement import ADAPTER, MODEL, TRUST, Statement, open_statement, read_hints
+from tasks.gate.statement import ADAPTER, MODEL, Statement, open_statement, read_hints
 from tasks.registry.versions import (
     CERTIFICATE_DIGEST,
     LICENCE,

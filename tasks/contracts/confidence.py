@@ -12,6 +12,7 @@ from tasks.contracts.spec import ConfidenceSpec as ConfidenceSpec  # a part of a
 from tasks.contracts.spec import Frozen
 
 TRUST_FILE = "trust.json"
+TRUST = "trust"  # the same file among a version's files, and among the digests of its certificate
 
 
 class ReliabilityBin(Frozen):

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from securesystemslib.signer import SSlibKey
 
-from tasks.contracts.confidence import TRUST_FILE, TrustRef
+from tasks.contracts.confidence import TRUST, TRUST_FILE, TrustRef
 from tasks.contracts.errors import CertificateError, GoldgateError
 from tasks.contracts.references import (
     CertificateRef,
@@ -29,7 +29,7 @@ from tasks.contracts.references import (
 from tasks.contracts.spec import Policy
 from tasks.gate.keep import verify_verdict
 from tasks.gate.keys import SigningKey
-from tasks.gate.statement import ADAPTER, MODEL, TRUST, Code, Hints, Promotion, Statement, Subject, open_statement, sign
+from tasks.gate.statement import ADAPTER, MODEL, Code, Hints, Promotion, Statement, Subject, open_statement, sign
 from tasks.store import Manifest, Store, digest_file
 from tasks.store.digest import digest_files
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from tasks.contracts.confidence import TRUST
 from tasks.contracts.errors import CertificateError
 from tasks.contracts.numbers import moment
 from tasks.contracts.references import EvaluationSummary, Release
@@ -11,7 +12,7 @@ from tasks.gate.certificate import CertificateFiles, check_files, check_trust, v
 from tasks.gate.keep import ITEMS_FILE, SUMMARY_FILE
 from tasks.gate.keys import open_trusted_key
 from tasks.gate.ledger import DecisionKind, Ledger, ledger_url
-from tasks.gate.statement import MODEL, TRUST
+from tasks.gate.statement import MODEL
 from tasks.store import Store, digest_folder
 from tasks.tracking import registered_files
 

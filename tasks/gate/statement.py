@@ -28,7 +28,6 @@ PAYLOAD_TYPE = "application/vnd.in-toto+json"
 PREDICATE_TYPE: Literal["https://goldgate.example/promotion/v1"] = "https://goldgate.example/promotion/v1"
 MODEL = "model"
 ADAPTER = "adapter"
-TRUST = "trust"  # among the digests: the file that says how far the model's answers are trusted
 _HINTS = "unsigned"  # a field of the envelope beside those of DSSE, whose readers ignore what they do not know
 _DISTRUST = "trust nothing that this certificate says; bring it back from a copy, or run the flow again"
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from tasks.tracking import TrackedRun
 
-TRUST = "trust"  # the version's file `trust.json`: how far its answers are trusted
 TRUST_DIGEST = "goldgate.trust_digest"
 _REQUIREMENTS = ("mlflow", "torch", "transformers", "tokenizers", "safetensors", "accelerate", "numpy", "pandas")
 _EXAMPLE = "I was charged twice for the same payment."

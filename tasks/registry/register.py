@@ -12,7 +12,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from tasks.contracts.confidence import TRUST_FILE, TrustRef
+from tasks.contracts.confidence import TRUST, TRUST_FILE, TrustRef
 from tasks.contracts.errors import CertificateError, RegistryError
 from tasks.contracts.prompt import decoding_for
 from tasks.contracts.references import (
@@ -26,7 +26,7 @@ from tasks.contracts.references import (
     VerdictRef,
 )
 from tasks.contracts.spec import DataSpec, ExecutionSpec, RetrainSpec
-from tasks.registry.add import TRUST, TRUST_DIGEST, NewVersion, add_version, let_wait, move_aliases
+from tasks.registry.add import TRUST_DIGEST, NewVersion, add_version, let_wait, move_aliases
 from tasks.registry.versions import (
     CHAMPION,
     PREVIOUS,

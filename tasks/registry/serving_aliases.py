@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from tasks.contracts.confidence import LearntTrust
+from tasks.contracts.confidence import TRUST, LearntTrust
 from tasks.contracts.errors import RegistryError
 from tasks.contracts.serving import Aliases, Intent, Trust, VersionRef
 from tasks.contracts.spec import ExecutionSpec
-from tasks.registry.add import TRUST, TRUST_DIGEST
+from tasks.registry.add import TRUST_DIGEST
 from tasks.registry.versions import (
     CHAMPION,
     PREVIOUS,
